@@ -1,0 +1,543 @@
+"""The activations: function, module, derivative, kinks, tails, Gaussian moments, gain.
+
+An activation is an elementwise function φ of the pre-activation z. At initialization z is close to
+Gaussian, so a handful of Gaussian expectations of φ and φ' decide whether a signal survives depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from initlab.errors import unknown_name
+
+ElementwiseFunction = Callable[[Tensor], Tensor]
+Saturates = Literal["none", "low", "high", "both"]
+
+SATURATED_SLOPE = 0.05
+"""An activation counts as saturated where |φ'| stays below this: a gradient passes at under 5 %."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Gaussian moments of an activation at pre-activation second moment q (plain floats).
+
+    ``mean`` is E φ, ``second_moment`` E φ², ``derivative_second_moment`` E φ'², and ``slope`` is
+    d E φ² / dq = E[φ φ' z] / √q, all for a pre-activation √q·z with z ~ N(0, 1).
+    """
+
+    mean: float
+    second_moment: float
+    derivative_second_moment: float
+    slope: float
+
+    @property
+    def variance(self) -> float:
+        return self.second_moment - self.mean**2
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function φ and what the theory of initialization needs to know of it.
+
+    Attributes:
+        name: as in torch where torch has one.
+        function: φ, from a float tensor to a tensor of the same shape.
+        make_module: builds the ``nn.Module`` that computes φ.
+        kinks: where φ or φ' jumps; the quadrature splits there.
+        tails: ``(low, high)``; the activation is saturated where z < low or z > high
+            (±inf on a side that does not saturate), or None where it never saturates.
+    """
+
+    name: str
+    function: ElementwiseFunction
+    make_module: Callable[[], nn.Module]
+    kinks: tuple[float, ...] = ()
+    tails: tuple[float, float] | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z)
+
+    def __repr__(self) -> str:
+        return f"Activation({self.name})"
+
+    def module(self) -> nn.Module:
+        """A new ``nn.Module`` that computes φ."""
+        return self.make_module()
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """φ'(z), of z's shape, exactly as autograd computes it in z's precision."""
+        return _autograd_derivative(self.function, z)
+
+    def moments(self, q: float = 1.0) -> Moments:
+        """E φ, E φ², E φ'² for a pre-activation distributed as N(0, q), to about 1e-12.
+
+        At q = 0 these are the limits q → 0 (for relu E φ'² = 1/2, not φ'(0)²).
+
+        Raises:
+            ValueError: q is negative or not finite.
+
+        >>> round(ACTIVATIONS["tanh"].moments(1.0).second_moment, 6)
+        0.394294
+        """
+        if not (math.isfinite(q) and q >= 0):
+            raise ValueError(f"q={q} must be a finite variance of at least 0")
+        return _moments(self, float(q))
+
+
+class Elementwise(nn.Module):
+    """The module of an activation for which torch has none: one site in a trace."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.activation.function(z)
+
+    def extra_repr(self) -> str:
+        return self.activation.name
+
+
+# ---------------------------------------------------------------- Gaussian expectations
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+_REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
+_ROUNDS = 30
+
+
+def _legendre_tail() -> np.ndarray:
+    """Maps values at the 24 nodes to their 3 highest Legendre coefficients: small when resolved."""
+    degrees = np.arange(21, 24)
+    values = np.polynomial.legendre.legvander(_NODES, 23)[:, degrees]
+    return _WEIGHTS[:, None] * values * (2 * degrees + 1) / 2
+
+
+_TAIL = _legendre_tail()
+
+
+def gaussian_expectation(
+    integrands: Callable[[np.ndarray], np.ndarray], q: float, kinks: tuple[float, ...] = ()
+) -> np.ndarray:
+    """E f(x) for x ~ N(0, q) and each of the k functions f, by adaptive Gauss-Legendre panels.
+
+    Args:
+        integrands: maps x of shape (n,) to values of shape (k, n), float64.
+        q: variance of x, above 0.
+        kinks: points where a function or its derivative jumps; others are found by bisection.
+
+    Returns:
+        Array of shape (k,).
+    """
+    scale = math.sqrt(q)
+    edges = _panel_edges(scale, kinks)
+    low, high = edges[:-1], edges[1:]
+    total, size = None, None
+    for _ in range(_ROUNDS):
+        half = (high - low) / 2
+        z = (low + half)[:, None] + half[:, None] * _NODES
+        density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
+        parts = (values @ _WEIGHTS) * half
+        rough = np.abs(values @ _TAIL).max(axis=-1) * half
+        size = np.abs(parts).sum(axis=1) if size is None else size
+        bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
+        bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
+        kept = parts[:, ~bad].sum(axis=1)
+        total = kept if total is None else total + kept
+        if not bad.any():
+            return total
+        middle = (low[bad] + high[bad]) / 2
+        low, high, kept = (
+            np.concatenate([low[bad], middle]),
+            np.concatenate([middle, high[bad]]),
+            parts[:, bad].sum(axis=1),
+        )
+        if len(low) > 4096:
+            break
+    return total + kept
+
+
+def _panel_edges(scale: float, kinks: tuple[float, ...]) -> np.ndarray:
+    """Panel edges in z: unit steps, the kinks, and steps that double away from the kinks.
+
+    The doubling resolves what φ does on its own scale of x = scale·z when scale is huge.
+    """
+    edges = set(np.arange(-_REACH, _REACH + 1))
+    for kink in {0.0, *kinks}:
+        step = 0.5
+        edges.add(kink / scale)
+        while scale > 1 and step < scale:
+            edges |= {(kink - step) / scale, (kink + step) / scale}
+            step *= 2
+    return np.array(sorted(edge for edge in edges if abs(edge) <= _REACH))
+
+
+@lru_cache(maxsize=65536)
+def _moments(phi: Activation, q: float) -> Moments:
+    q = max(q, 1e-300)
+    if q < 1e-10:  # E[φ φ' z]/√q cancels; the slope is at its limit here
+        return replace(_expect_moments(phi, q), slope=_moments(phi, 1e-10).slope)
+    return _expect_moments(phi, q)
+
+
+def _expect_moments(phi: Activation, q: float) -> Moments:
+    def integrands(x: np.ndarray) -> np.ndarray:
+        z = torch.from_numpy(x)
+        value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
+        return np.stack([value, value**2, slope**2, value * slope * x])
+
+    mean, second, slope_second, weighted = gaussian_expectation(integrands, q, phi.kinks)
+    return Moments(float(mean), float(second), float(slope_second), float(weighted / q))
+
+
+def gain(
+    activation: str | nn.Module | ElementwiseFunction | Activation,
+    preserve: Literal["forward", "backward"] = "forward",
+) -> float:
+    """The gain g for which weights of variance g²/fan keep a unit-variance signal at unit variance.
+
+    ``"forward"`` is 1/√(E φ²): it preserves the second moment of the pre-activations.
+    ``"backward"`` is 1/√(E φ'²): it preserves the second moment of the gradients. Expectations
+    are over N(0, 1); for most activations no single gain preserves both (He et al. 2015, sec. 2.2,
+    derives the ReLU case; the general one is Poole et al. 2016, eq. 3 and Schoenholz et al. 2017).
+
+    Differs from ``torch.nn.init.calculate_gain``, which holds a few published constants:
+
+    ============  ==========  ==========  =======================================================
+    activation    forward     torch       why they differ
+    ============  ==========  ==========  =======================================================
+    identity      1           1           (torch calls it "linear")
+    relu          1.414214    1.414214
+    leaky_relu    1.414143    1.414143    (slope 0.01)
+    tanh          1.592537    1.666667    5/3 is LeCun's target for Var φ, not a fixed point
+    sigmoid       1.843610    1           torch has no rule for it; E φ ≠ 0 enters E φ²
+    selu          1           0.75        SELU is built for 1; torch's 3/4 is empirical
+    gelu          1.533530    error       not tabulated
+    silu          1.676532    error       not tabulated
+    ============  ==========  ==========  =======================================================
+
+    Raises:
+        ValueError: unknown name, unknown ``preserve``, or an activation that is 0 everywhere.
+        TypeError: not an elementwise function.
+
+    >>> round(gain("tanh"), 6), round(gain("tanh", preserve="backward"), 6)
+    (1.592537, 1.467414)
+    """
+    if preserve not in ("forward", "backward"):
+        raise unknown_name("preserve", preserve, ("forward", "backward"))
+    phi = _resolve(activation)
+    moments = phi.moments(1.0)
+    kept = moments.second_moment if preserve == "forward" else moments.derivative_second_moment
+    if not kept > 0:
+        raise ValueError(f"activation {phi.name!r} passes no {preserve} signal, so has no gain")
+    return 1 / math.sqrt(kept)
+
+
+# ---------------------------------------------------------------- tails
+
+
+def _find_tails(function: ElementwiseFunction, saturates: Saturates) -> tuple[float, float] | None:
+    """Where |φ'| drops below SATURATED_SLOPE for good, on the sides that saturate."""
+    if saturates == "none":
+        return None
+    low = -_outermost_slope(lambda z: function(-z)) if saturates in ("low", "both") else -math.inf
+    high = _outermost_slope(function) if saturates in ("high", "both") else math.inf
+    return (low, high)
+
+
+def _outermost_slope(function: ElementwiseFunction) -> float:
+    """The largest z at which |φ'(z)| is still SATURATED_SLOPE."""
+    grid = torch.linspace(-60, 60, 120_001, dtype=torch.float64)
+    steep = _autograd_derivative(function, grid).abs() >= SATURATED_SLOPE
+    last = int(steep.nonzero().max())
+    inside, outside = float(grid[last]), float(grid[min(last + 1, len(grid) - 1)])
+    for _ in range(40):
+        middle = torch.tensor((inside + outside) / 2, dtype=torch.float64)
+        if float(_autograd_derivative(function, middle).abs()) >= SATURATED_SLOPE:
+            inside = float(middle)
+        else:
+            outside = float(middle)
+    return round(outside, 12)
+
+
+def _autograd_derivative(function: ElementwiseFunction, z: Tensor) -> Tensor:
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = function(z)
+        if not value.requires_grad:  # a constant function
+            return torch.zeros_like(z)
+        (slope,) = torch.autograd.grad(value.sum(), z, allow_unused=True)
+    return torch.zeros_like(z) if slope is None else slope
+
+
+def _guess_saturation(function: ElementwiseFunction) -> Saturates:
+    """ "both" for a function that goes flat on both sides at two different values, else "none"."""
+    far = torch.tensor([-40.0, -30.0, 30.0, 40.0], dtype=torch.float64)
+    flat = (_autograd_derivative(function, far).abs() < SATURATED_SLOPE).all()
+    bounded = flat and abs(float(function(far)[0] - function(far)[-1])) > SATURATED_SLOPE
+    rises = (
+        _autograd_derivative(function, torch.linspace(-3, 3, 61)).abs() > SATURATED_SLOPE
+    ).any()
+    return "both" if bounded and rises else "none"
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def _named(
+    name: str,
+    function: ElementwiseFunction,
+    make_module: Callable[[], nn.Module],
+    kinks: tuple[float, ...] = (),
+    saturates: Saturates = "none",
+) -> Activation:
+    return Activation(name, function, make_module, kinks, _find_tails(function, saturates))
+
+
+def _elementwise(
+    name: str,
+    function: ElementwiseFunction,
+    kinks: tuple[float, ...] = (),
+    saturates: Saturates = "none",
+) -> Activation:
+    """An activation without a torch module: its module is an Elementwise around itself."""
+
+    def make_module() -> nn.Module:
+        return Elementwise(made)
+
+    made = _named(name, function, make_module, kinks, saturates)
+    return made
+
+
+# Cached, so that equal parameters give the same object and share its cached moments.
+
+
+@lru_cache
+def _leaky_relu(slope: float = 0.01) -> Activation:
+    function = partial(F.leaky_relu, negative_slope=slope)
+    return _named("leaky_relu", function, partial(nn.LeakyReLU, slope), (0.0,))
+
+
+@lru_cache
+def _prelu(slope: float = 0.25) -> Activation:
+    function = partial(F.leaky_relu, negative_slope=slope)
+    return _named("prelu", function, partial(nn.PReLU, init=slope), (0.0,))
+
+
+@lru_cache
+def _elu(alpha: float = 1.0) -> Activation:
+    return _named("elu", partial(F.elu, alpha=alpha), partial(nn.ELU, alpha), (0.0,), "low")
+
+
+@lru_cache
+def _celu(alpha: float = 1.0) -> Activation:
+    return _named("celu", partial(F.celu, alpha=alpha), partial(nn.CELU, alpha), (0.0,), "low")
+
+
+@lru_cache
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    function = partial(F.softplus, beta=beta, threshold=threshold)
+    return _named("softplus", function, partial(nn.Softplus, beta, threshold))
+
+
+@lru_cache
+def _hardtanh(low: float = -1.0, high: float = 1.0) -> Activation:
+    function = partial(F.hardtanh, min_val=low, max_val=high)
+    return _named("hardtanh", function, partial(nn.Hardtanh, low, high), (low, high), "both")
+
+
+@lru_cache
+def _gelu(approximate: str = "none") -> Activation:
+    name = "gelu" if approximate == "none" else "gelu_tanh"
+    function = partial(F.gelu, approximate=approximate)
+    return _named(name, function, partial(nn.GELU, approximate))
+
+
+def _relu_squared(z: Tensor) -> Tensor:
+    return F.relu(z).square()
+
+
+_BUILT_IN = (
+    _named("identity", lambda z: z * 1, nn.Identity),
+    _named("relu", F.relu, nn.ReLU, (0.0,)),
+    _leaky_relu(),
+    _prelu(),
+    _elu(),
+    _named("selu", F.selu, nn.SELU, (0.0,), "low"),
+    _celu(),
+    _gelu(),
+    _gelu("tanh"),
+    _named("silu", F.silu, nn.SiLU),
+    _named("mish", F.mish, nn.Mish),
+    _softplus(),
+    _named("tanh", torch.tanh, nn.Tanh, (), "both"),
+    _named("sigmoid", torch.sigmoid, nn.Sigmoid, (), "both"),
+    _hardtanh(),
+    _named("hardswish", F.hardswish, nn.Hardswish, (-3.0, 3.0)),
+    _named("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid, (-3.0, 3.0), "both"),
+    _named("relu6", F.relu6, nn.ReLU6, (0.0, 6.0), "high"),
+    _named("softsign", F.softsign, nn.Softsign, (0.0,), "both"),
+    _named("tanhshrink", F.tanhshrink, nn.Tanhshrink),
+    _named("logsigmoid", F.logsigmoid, nn.LogSigmoid),
+    _elementwise("sin", torch.sin),
+    _elementwise("erf", torch.erf, (), "both"),
+    _elementwise("relu_squared", _relu_squared, (0.0,)),
+)
+
+_registry: dict[str, Activation] = {entry.name: entry for entry in _BUILT_IN}
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(_registry)
+"""Every activation by name, in the order in which menus show them."""
+
+_FROM_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
+    nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope),
+    nn.RReLU: lambda m: _leaky_relu((m.lower + m.upper) / 2),
+    nn.PReLU: lambda m: _prelu(_rms_slope(m.weight)),
+    nn.ELU: lambda m: _elu(m.alpha),
+    nn.CELU: lambda m: _celu(m.alpha),
+    nn.Softplus: lambda m: _softplus(float(m.beta), float(m.threshold)),
+    nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
+    nn.GELU: lambda m: _gelu(m.approximate),
+    Elementwise: lambda m: m.activation,
+    **{
+        type(entry.module()): partial(lambda entry, m: entry, entry)
+        for entry in _BUILT_IN
+        if entry.name
+        in "identity relu selu silu mish tanh sigmoid hardswish hardsigmoid relu6 softsign "
+        "tanhshrink logsigmoid".split()
+    },
+}
+
+_FROM_FUNCTION: dict[object, str] = {
+    torch.relu: "relu",
+    torch.selu: "selu",
+    torch.celu: "celu",
+    torch.tanh: "tanh",
+    torch.sigmoid: "sigmoid",
+    torch.sin: "sin",
+    torch.erf: "erf",
+    torch.special.erf: "erf",
+    torch.special.expit: "sigmoid",
+    torch.nn.functional.tanh: "tanh",
+    torch.nn.functional.sigmoid: "sigmoid",
+    **{
+        getattr(F, name): name
+        for name in "relu leaky_relu elu selu celu gelu silu mish softplus hardtanh hardswish "
+        "hardsigmoid relu6 softsign tanhshrink logsigmoid".split()
+    },
+}
+
+
+def _rms_slope(weight: Tensor) -> float:
+    """One slope for PReLU: with several channels the root mean square, exact for E φ² and E φ'²."""
+    return float(
+        weight.detach().double().square().mean().sqrt() * (1 if (weight >= 0).all() else -1)
+    )
+
+
+def activation(spec: str | nn.Module | ElementwiseFunction | Activation) -> Activation:
+    """The Activation for a name, an ``nn.Module`` (instance or class) or an elementwise callable.
+
+    Args:
+        spec: a name of ``ACTIVATIONS``; a module such as ``nn.LeakyReLU(0.2)``, whose parameters
+            are honoured; or a function of a float tensor, differentiable by autograd.
+
+    Raises:
+        ValueError: a name that is not registered.
+        TypeError: something that is not an elementwise function (Softmax, GLU, Dropout, …).
+
+    >>> activation("relu"), activation(nn.Tanh()), activation(torch.sin)
+    (Activation(relu), Activation(tanh), Activation(sin))
+    """
+    if isinstance(spec, Activation):
+        return spec
+    if isinstance(spec, str):
+        if spec not in _registry:
+            raise unknown_name("activation", spec, _registry)
+        return _registry[spec]
+    if isinstance(spec, type) and issubclass(spec, nn.Module):
+        spec = spec()
+    if type(spec) in _FROM_MODULE:
+        return _FROM_MODULE[type(spec)](spec)
+    if not callable(spec):
+        raise TypeError(
+            f"activation={spec!r} must be a name, an nn.Module or an elementwise function"
+        )
+    if spec in _FROM_FUNCTION:
+        return _registry[_FROM_FUNCTION[spec]]
+    return _from_callable(spec)
+
+
+_resolve = activation  # for functions whose own argument is named activation
+
+
+@lru_cache(maxsize=256)
+def _from_callable(function: ElementwiseFunction) -> Activation:
+    name = getattr(function, "__name__", type(function).__name__)
+    _require_elementwise(name, function)
+    kinks: tuple[float, ...] = ()  # unknown; the quadrature finds them by bisection
+    return _elementwise(name, function, kinks, _guess_saturation(function))
+
+
+def _require_elementwise(name: str, function: ElementwiseFunction) -> None:
+    """Raise TypeError unless function maps each element on its own, repeatably, by autograd."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    refused = f"activation {name!r} is not an elementwise function of a float tensor"
+    try:
+        value = function(z)
+        part = function(z[1:3, :4])
+    except Exception as error:
+        raise TypeError(f"{refused}: it raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor) or value.shape != z.shape:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{refused}: an input of shape {tuple(z.shape)} became {shape}")
+    if not value.is_floating_point() or not torch.allclose(value[1:3, :4], part, rtol=1e-6):
+        raise TypeError(
+            f"{refused}: an element's output depends on other elements or on chance "
+            "(Softmax, GLU, Dropout and normalization layers are no activations in this sense)"
+        )
+
+
+def register_activation(
+    name: str,
+    function: ElementwiseFunction,
+    *,
+    module: Callable[[], nn.Module] | None = None,
+    kinks: tuple[float, ...] = (),
+    saturates: Saturates | None = None,
+) -> Activation:
+    """Add an activation to ``ACTIVATIONS``: menus, catalogue and theory pick it up by themselves.
+
+    Args:
+        name: a new name.
+        function: elementwise, differentiable by autograd.
+        module: builds its ``nn.Module``; an ``Elementwise`` if not given.
+        kinks: where φ or φ' jumps, if known.
+        saturates: the sides on which it saturates; guessed from φ' if not given.
+
+    Raises:
+        ValueError: the name is taken or empty.
+        TypeError: not an elementwise function.
+    """
+    if not name or name in _registry:
+        raise ValueError(f"activation name {name!r} is empty or already registered")
+    _require_elementwise(name, function)
+    sides = saturates or _guess_saturation(function)
+    if module is None:
+        entry = _elementwise(name, function, tuple(kinks), sides)
+    else:
+        entry = _named(name, function, module, tuple(kinks), sides)
+        _FROM_MODULE.setdefault(type(module()), lambda m: entry)
+    _registry[name] = entry
+    return entry

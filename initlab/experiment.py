@@ -1,0 +1,391 @@
+"""Experiment: everything that defines one measurement, as plain values.
+
+Widgets, share strings and generated scripts all read and write the fields of this one class.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from initlab import prediction
+from initlab.activations import ACTIVATIONS
+from initlab.data import CLASSES, DATA, DIGITS, Batch, batch
+from initlab.errors import finite_number, positive_int, unknown_name
+from initlab.initialize import BIASES, InitReport, init_
+from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
+from initlab.schemes import scheme
+from initlab.tracing import Trace, trace
+
+LOSSES = ("probe", "cross_entropy")
+MEMORY_LIMIT = 2 * 2**30
+"""Bytes that one run may need by estimate: what a Binder machine has."""
+WORK_LIMIT = 5e12
+"""Floating-point operations that one run may need by estimate: about a minute on two cores."""
+
+_SHARE_PREFIX = "initlab1."
+_SHARE_LIMIT = 100_000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network, its initialization, its input and the seed: in one run, one measurement.
+
+    Args:
+        architecture: a name of ``ARCHITECTURES``.
+        depth: number L of affine layers, each followed by the activation.
+        width: units (mlp) or channels (cnn) of each layer.
+        widths: units of each layer, where they differ; decides depth.
+        activation: a name of ``ACTIVATIONS``.
+        scheme: a name of ``SCHEMES``.
+        scheme_params: parameters of the scheme, such as ``{"std": 0.01}``.
+        gain: overrules the scheme's own gain.
+        bias, bias_std: as in ``init_``; a number, a name, or None for what the scheme prescribes.
+        norm: what stands between an affine layer and its activation: "none", "batch", "layer".
+        padding: of the cnn's convolutions, "zeros" or "circular".
+        data: "noise" (``width`` features, or ``width`` channels of 8×8) or "digits" (64 features,
+            or one 8×8 channel).
+        batch_size: samples.
+        loss: "probe" (a random cotangent enters at φ(h_L)) or "cross_entropy" (on the digits'
+            labels; adds a linear head).
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError, TypeError: at construction; the sentence names argument, value and remedy.
+
+    >>> Experiment(depth=3, width=16, data="noise").run()["act3"].shape
+    (256, 16)
+    """
+
+    architecture: str = "mlp"
+    depth: int = 20
+    width: int = 128
+    widths: tuple[int, ...] | None = None
+    activation: str = "relu"
+    scheme: str = "kaiming_normal"
+    scheme_params: Mapping[str, Any] | None = None
+    gain: float | None = None
+    bias: str | float | None = None
+    bias_std: float | None = None
+    norm: str = "none"
+    padding: str = "zeros"
+    data: str = "digits"
+    batch_size: int = 256
+    loss: str = "probe"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for argument, accepted in (
+            ("architecture", ARCHITECTURES),
+            ("activation", ACTIVATIONS),
+            ("norm", NORMS),
+            ("padding", PADDINGS),
+            ("data", DATA),
+            ("loss", LOSSES),
+        ):
+            value = getattr(self, argument)
+            if value not in accepted:
+                raise unknown_name(argument, value, accepted)
+        self._set("widths", self._checked_widths())
+        if self.widths is not None:
+            self._set("depth", len(self.widths))
+            self._set("width", self.widths[0])
+        positive_int("depth", self.depth)
+        positive_int("width", self.width)
+        positive_int("batch_size", self.batch_size)
+        self._check_scheme()
+        self._check_data()
+        self._check_size()
+
+    def _set(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    # ------------------------------------------------------------ checks
+
+    def _checked_widths(self) -> tuple[int, ...] | None:
+        if self.widths is None:
+            return None
+        if isinstance(self.widths, str) or not isinstance(self.widths, Sequence) or not self.widths:
+            raise ValueError(
+                f"widths={self.widths!r} must be a sequence of at least one whole number, or None"
+            )
+        return tuple(positive_int(f"widths[{i}]", width) for i, width in enumerate(self.widths))
+
+    def _check_scheme(self) -> None:
+        params = self.scheme_params or {}
+        if not isinstance(params, Mapping):
+            raise TypeError(f"scheme_params={params!r} must be a mapping such as {{'std': 0.01}}")
+        scheme(self.scheme, **params)
+        self._set("scheme_params", MappingProxyType(dict(params)))
+        if self.gain is not None:
+            finite_number("gain", self.gain, positive=True)
+        if isinstance(self.bias, str):
+            if self.bias not in BIASES:
+                raise unknown_name("bias", self.bias, BIASES)
+        elif self.bias is not None:
+            finite_number("bias", self.bias)
+        if (self.bias == "normal") != (self.bias_std is not None):
+            raise ValueError(
+                f"bias={self.bias!r} with bias_std={self.bias_std!r}: "
+                "bias='normal' and bias_std go together"
+            )
+        if self.bias_std is not None and finite_number("bias_std", self.bias_std) < 0:
+            raise ValueError(f"bias_std={self.bias_std} must be at least 0")
+
+    def _check_data(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed={self.seed!r} must be a whole number")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed={self.seed} must be between 0 and 2^31 - 1")
+        if self.loss == "cross_entropy" and self.data != "digits":
+            raise ValueError(
+                f"loss='cross_entropy' needs labels, which data={self.data!r} has not; "
+                "use data='digits', or loss='probe'"
+            )
+        if self.data == "digits" and self.batch_size > DIGITS:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be at most {DIGITS:,}, the number of digits"
+            )
+        if self.norm == "batch" and self.batch_size < 2:
+            raise ValueError(
+                "batch_size=1 leaves norm='batch' nothing to normalize; use at least 2"
+            )
+
+    def _check_size(self) -> None:
+        memory, work = self.estimate()
+        if memory > MEMORY_LIMIT:
+            raise ValueError(
+                f"depth={self.depth:,} with width={self.width:,} and batch_size={self.batch_size:,} "
+                f"needs about {memory / 2**30:,.1f} GiB of memory, above the limit of "
+                f"{MEMORY_LIMIT / 2**30:.0f} GiB; take a smaller depth, width or batch_size"
+            )
+        if work > WORK_LIMIT:
+            raise ValueError(
+                f"depth={self.depth:,} with width={self.width:,} and batch_size={self.batch_size:,} "
+                f"needs about {work:.0e} operations, above the limit of {WORK_LIMIT:.0e}; "
+                "take a smaller depth, width or batch_size"
+            )
+
+    def estimate(self) -> tuple[float, float]:
+        """Bytes and floating-point operations that ``run`` needs, roughly."""
+        if self.widths is None:  # in closed form, since depth may be absurd
+            first = self.input_size * self.width
+            pairs = first + (self.depth - 1) * self.width**2
+            units = self.input_size + self.depth * self.width
+        else:
+            sizes = (self.input_size, *self.widths)
+            pairs = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+            units = sum(sizes)
+        taps, positions = (9, 64) if self.architecture == "cnn" else (1, 1)
+        weights = pairs * taps
+        activations = units * positions * self.batch_size
+        overhead = 20_000 * self.depth  # Python's objects for a layer and its sites
+        memory = 4 * (2 * weights + 2 * activations) + overhead
+        return memory, 6.0 * weights * positions * self.batch_size
+
+    # ------------------------------------------------------------ what follows from the fields
+
+    @property
+    def input_size(self) -> int:
+        """Features (mlp) or channels (cnn) of the input."""
+        if self.data == "noise":
+            return self.width
+        return 1 if self.architecture == "cnn" else 64
+
+    @property
+    def has_head(self) -> bool:
+        return self.loss == "cross_entropy"
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        return self.widths or (self.width,) * self.depth
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes from the input through every affine layer, the head included."""
+        return (self.input_size, *self.layer_widths, *((CLASSES,) if self.has_head else ()))
+
+    # Three streams from one seed, so that inputs, weights and cotangent are independent.
+
+    @property
+    def data_seed(self) -> int:
+        return 3 * self.seed
+
+    @property
+    def weight_seed(self) -> int:
+        return 3 * self.seed + 1
+
+    @property
+    def probe_seed(self) -> int:
+        return 3 * self.seed + 2
+
+    # ------------------------------------------------------------ doing it
+
+    def build(self) -> nn.Module:
+        """The network, initialized."""
+        return self.build_with_report()[0]
+
+    def build_with_report(self) -> tuple[nn.Module, InitReport]:
+        """The network, initialized, and what ``init_`` reports of it."""
+        with torch.random.fork_rng(devices=[]):  # torch's own defaults, which init_ overwrites
+            torch.manual_seed(self.weight_seed)
+            options = {"padding_mode": self.padding} if self.architecture == "cnn" else {}
+            model = ARCHITECTURES[self.architecture](
+                self.input_size,
+                self.layer_widths,
+                self.activation,
+                norm=self.norm,
+                head=CLASSES if self.has_head else None,
+                **options,
+            )
+        report = init_(
+            model,
+            self.scheme,
+            activation=self.activation,
+            gain=self.gain,
+            bias=self.bias,
+            bias_std=self.bias_std,
+            seed=self.weight_seed,
+            **(self.scheme_params or {}),
+        )
+        return model, report
+
+    def inputs(self) -> Batch:
+        """The batch that the network is given."""
+        return batch(
+            self.data,
+            self.batch_size,
+            images=self.architecture == "cnn",
+            features=self.input_size,
+            seed=self.data_seed,
+        )
+
+    def run(self, **options: Any) -> Trace:
+        """Measure: build, initialize, and trace one batch; ``options`` are those of ``trace``."""
+        given = self.inputs()
+        target = given.labels if self.has_head else None
+        return trace(self.build(), given.inputs, target=target, seed=self.probe_seed, **options)
+
+    def predict(self) -> prediction.Prediction:
+        """What theory says of the same sites."""
+        return prediction.predict(self)
+
+    # ------------------------------------------------------------ as plain data
+
+    def replace(self, **changes: Any) -> Experiment:
+        """A copy with other fields; a new depth or width drops an explicit list of widths.
+
+        Raises:
+            ValueError: a field that does not exist, or a value that is not accepted.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise unknown_name("field", name, known)
+        if changes.keys() & {"depth", "width"}:
+            changes.setdefault("widths", None)
+        if "scheme" in changes and changes["scheme"] != self.scheme:
+            changes.setdefault("scheme_params", None)
+        if changes.get("bias", "normal") != "normal":
+            changes.setdefault("bias_std", None)
+        return dataclasses.replace(self, **changes)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as JSON-ready values."""
+        values = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "scheme_params":
+                value = dict(value) or None
+            if value != field.default:
+                values[field.name] = list(value) if isinstance(value, tuple) else value
+        if self.widths is not None:
+            values.pop("depth", None)
+            values.pop("width", None)
+        return values
+
+    def to_json(self) -> str:
+        """The fields that differ from their defaults, as JSON."""
+        return json.dumps(self.changed(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        """The experiment that ``to_json`` wrote.
+
+        Raises:
+            ValueError: not JSON, not an object, or fields that are not accepted.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not an experiment in JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"an experiment in JSON is an object, not {type(fields).__name__}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise unknown_name("field", name, known)
+        return cls(**fields)
+
+    def share(self) -> str:
+        """A short string that restores this experiment with ``Experiment.from_share``."""
+        packed = zlib.compress(self.to_json().encode(), level=9)
+        return _SHARE_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+    @classmethod
+    def from_share(cls, text: str) -> Experiment:
+        """The experiment of a ``share`` string.
+
+        Raises:
+            ValueError: cut short, altered, or asking for something that is refused.
+        """
+        body = text.strip()
+        if not body.startswith(_SHARE_PREFIX):
+            raise ValueError(f"not a share string: it must start with {_SHARE_PREFIX!r}")
+        body = body.removeprefix(_SHARE_PREFIX)
+        try:
+            packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+            unpacker = zlib.decompressobj()
+            plain = unpacker.decompress(packed, _SHARE_LIMIT)
+        except (ValueError, zlib.error) as error:
+            raise ValueError("the share string is damaged; copy it again, whole") from error
+        if not unpacker.eof:
+            raise ValueError("the share string is cut short; copy it again, whole")
+        return cls.from_json(plain.decode())
+
+    def code(self) -> str:
+        """A script in plain PyTorch that builds, initializes and measures the same network.
+
+        It needs torch alone (and scikit-learn where the data are digits) and prints, for every
+        affine layer, E h² and the second moment of its gradient, as ``run`` measures them.
+        """
+        from initlab.scripts import script
+
+        return script(self)
+
+
+def describe(value: float) -> str:
+    """A number as 10^k text for sentences: 3.2e-09 becomes 3e-9.
+
+    >>> describe(3.2e-9), describe(0.53), describe(0.0)
+    ('3e-9', '0.53', '0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.2g}" if abs(value) < 100 else f"{value:,.0f}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -1,0 +1,127 @@
+"""The networks to explore: mlp, cnn; and the names of their sites.
+
+Every network is an ``nn.Sequential`` whose layers are named alike: the l-th affine layer is
+``linear{l}`` or ``conv{l}``, followed by ``norm{l}`` where there is a norm, and by ``act{l}``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+from torch import nn
+
+from initlab.activations import Activation, ElementwiseFunction, activation
+from initlab.errors import positive_int, unknown_name
+
+Norm = Literal["none", "batch", "layer"]
+NORMS: tuple[Norm, ...] = ("none", "batch", "layer")
+PADDINGS = ("zeros", "circular")
+
+ActivationSpec = str | nn.Module | ElementwiseFunction | Activation
+
+
+def mlp(
+    in_features: int,
+    widths: Sequence[int],
+    activation_: ActivationSpec = "relu",
+    *,
+    norm: Norm = "none",
+    head: int | None = None,
+) -> nn.Sequential:
+    """Affine layers of the given widths, each followed by the activation; a linear head if asked.
+
+    Maps (batch, in_features) to (batch, widths[-1]), or to (batch, head).
+
+    Args:
+        in_features: input features.
+        widths: units of each affine layer; any profile.
+        activation_: see ``initlab.activation``.
+        norm: what stands between each affine layer and its activation.
+        head: outputs of a final linear layer, which has no activation; None for no head.
+
+    >>> [name for name, _ in mlp(3, [4, 5]).named_children()]
+    ['linear1', 'act1', 'linear2', 'act2']
+    """
+    phi = activation(activation_)
+    sizes = [positive_int("in_features", in_features), *_each_positive("widths", widths)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        layers[f"linear{index}"] = nn.Linear(fan_in, fan_out)
+        _add_norm(layers, index, norm, fan_out, {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm})
+        layers[f"act{index}"] = phi.module()
+    if head is not None:
+        layers["head"] = nn.Linear(sizes[-1], positive_int("head", head))
+    return nn.Sequential(layers)
+
+
+def cnn(
+    in_channels: int,
+    widths: Sequence[int],
+    activation_: ActivationSpec = "relu",
+    *,
+    norm: Norm = "none",
+    padding_mode: str = "zeros",
+    head: int | None = None,
+) -> nn.Sequential:
+    """Stride-free 3×3 convolutions, each followed by the activation; a pooled linear head if asked.
+
+    Maps (batch, in_channels, height, width) to (batch, widths[-1], height, width), or, through
+    global average pooling and a linear layer, to (batch, head).
+
+    Args:
+        in_channels: input channels.
+        widths: channels of each convolution; any profile.
+        activation_: see ``initlab.activation``.
+        norm: what stands between each convolution and its activation ("layer" is GroupNorm(1)).
+        padding_mode: "zeros" (loses signal at the border) or "circular" (loses none).
+        head: outputs of the final linear layer; None for neither pooling nor head.
+
+    >>> [name for name, _ in cnn(1, [4], head=10).named_children()]
+    ['conv1', 'act1', 'pool', 'flatten', 'head']
+    """
+    phi = activation(activation_)
+    if padding_mode not in PADDINGS:
+        raise unknown_name("padding_mode", padding_mode, PADDINGS)
+    sizes = [positive_int("in_channels", in_channels), *_each_positive("widths", widths)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        layers[f"conv{index}"] = nn.Conv2d(fan_in, fan_out, 3, padding=1, padding_mode=padding_mode)
+        _add_norm(layers, index, norm, fan_out, {"batch": nn.BatchNorm2d, "layer": _group_norm})
+        layers[f"act{index}"] = phi.module()
+    if head is not None:
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten()
+        layers["head"] = nn.Linear(sizes[-1], positive_int("head", head))
+    return nn.Sequential(layers)
+
+
+ARCHITECTURES: Mapping[str, Callable[..., nn.Sequential]] = MappingProxyType(
+    {"mlp": mlp, "cnn": cnn}
+)
+"""Every architecture by name, in the order in which menus show them."""
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(1, channels)
+
+
+def _add_norm(
+    layers: OrderedDict[str, nn.Module],
+    index: int,
+    norm: str,
+    width: int,
+    kinds: Mapping[str, Callable[[int], nn.Module]],
+) -> None:
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    if norm != "none":
+        layers[f"norm{index}"] = kinds[norm](width)
+
+
+def _each_positive(argument: str, values: Sequence[int]) -> list[int]:
+    if not values:
+        raise ValueError(f"{argument} is empty; a network needs at least one layer")
+    return [positive_int(f"{argument}[{i}]", value) for i, value in enumerate(values)]

@@ -1,0 +1,772 @@
+"""One observed forward and backward pass of any ``nn.Module``, as plain numbers.
+
+**What is observed.** A *site* is one tensor, in execution order: the inputs; the result of every
+operation with weights; of every activation function, however it is called; of every normalization;
+of every residual sum (an addition of equal shapes, both of which depend on the input); the output
+of any other leaf module (kind ``other``); and the output of the model.
+
+**What is measured of a tensor h** (each over its finite elements; ``nonfinite`` counts the rest).
+Samples are the entries of ``batch_dim``, units the elements of one sample. Variances are population
+variances: divided by N, not N − 1.
+
+- ``mean`` E[h] and ``second_moment`` E[h²], over samples and units together. The second moment is
+  what σ_w²·E φ² + σ_b² propagates.
+- ``var`` = E[h²] − E[h]², over samples and units together.
+- ``across_samples_var``: the variance over the samples at each unit, averaged over the units: what
+  still tells one input from another. Where it is small beside the second moment, all inputs look
+  alike.
+- ``across_units_var``: the variance over the units of each sample, averaged over the samples. It is
+  0 where all units do the same: unbroken symmetry.
+- ``abs_max``: the largest magnitude.
+- ``zero_fraction``: elements that are exactly 0.
+- ``saturated_fraction``, of an activation: elements whose *pre-activation* lies in the declared
+  tails of the activation; None where it declares none (relu).
+- ``dead_fraction``, of an activation: units whose slope φ' is exactly 0 for every sample (and every
+  position, where a unit is a channel or a feature of a sequence). A relu unit that never fires is
+  dead; a tanh unit under zero weights is not.
+- ``backward``: the same statistics of ∂L/∂h, the gradient of that tensor. Sites that the gradient
+  does not reach have None there and ``reached`` False; that is not a gradient of 0.
+- ``weight`` and ``weight_grad``: of the weight as the operation used it, and of ∂L/∂W, summed over
+  all its uses where it is shared. Of a recurrent layer, the first hidden-to-hidden matrix.
+- ``fan_in``: how many terms one output sums up; ``fan_out``: how many outputs one input enters.
+  These are the true ones, also for grouped, depthwise and transposed convolutions (strides of an
+  ordinary convolution are left out of fan_out, as is custom).
+- ``histogram``: 64 equal bins from the smallest to the largest finite element. ``cosine``: the mean
+  uncentred cosine over distinct pairs of samples. ``effective_rank``: exp of the entropy of the
+  singular values of the samples × units matrix, divided by their sum (Roy & Vetterli 2007). The
+  last two look at the first 1,024 samples.
+
+L is the loss where a target is given, the output itself where it is a scalar, and otherwise the
+inner product of the output with a random cotangent of unit variance, so that gradients are relative
+to the output.
+
+Sums are accumulated in float64: a standard deviation of 1e-30 is reported as 1e-30, and a variance
+is right where the mean is 10⁴ times the standard deviation. Squares of float64 tensors beyond
+10^±154 leave the range of Python's own floats; ``abs_max`` stays right there.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import html
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from initlab.errors import unknown_name
+from initlab.measuring import Histogram, Stats
+from initlab.observing import HIDDEN, Observer, Record, Wanted
+from initlab.operations import KINDS, Kind, tensors_in
+from initlab.preserving import Preserved, is_lazy, preserved
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Histogram", "Site", "Stats", "Trace", "trace"]
+
+Probe = Literal["normal", "rademacher"]
+Statistics = Literal["all", "moments"]
+Selector = Callable[[Any], Tensor] | str | int
+
+
+@dataclass(frozen=True, repr=False)
+class Site:
+    """One observed tensor and what was measured of it; the module's docstring defines each number.
+
+    Attributes:
+        index: position in the trace.
+        name: unique and readable: ``conv1``, ``conv1.relu``, ``fc[2]`` for a second call.
+        module: dotted path of the module at work; of a layer, the module that owns the weight.
+        op: the operation by its canonical name, or the class of an ``other`` module.
+        kind: input, affine, activation, norm, add, recurrent, attention, other or output.
+        depth: how many affine sites lie at or before it in execution order.
+        shape: of the tensor.
+        reads: the names of the sites from which its operands come.
+        forward, backward: statistics of the tensor and of its gradient.
+        reached: whether the gradient reached it; None where none was asked for.
+        parameter: dotted name of the parameter that is its weight, or from which that is computed.
+        weight, weight_grad, weight_shape, fan_in, fan_out: of its weight, if any.
+        zero_fraction, saturated_fraction, dead_fraction: see the module's docstring.
+        histogram, cosine, effective_rank: where asked for.
+        note: why something could not be measured.
+    """
+
+    index: int
+    name: str
+    module: str
+    op: str
+    kind: Kind
+    depth: int
+    shape: tuple[int, ...]
+    reads: tuple[str, ...]
+    forward: Stats
+    backward: Stats | None = None
+    reached: bool | None = None
+    parameter: str | None = None
+    weight: Stats | None = None
+    weight_grad: Stats | None = None
+    weight_shape: tuple[int, ...] | None = None
+    fan_in: float | None = None
+    fan_out: float | None = None
+    zero_fraction: float | None = None
+    saturated_fraction: float | None = None
+    dead_fraction: float | None = None
+    histogram: Histogram | None = None
+    cosine: float | None = None
+    effective_rank: float | None = None
+    note: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Site({self.index}, {self.name!r}, {self.kind}, shape={self.shape})"
+
+
+@dataclass(frozen=True, repr=False)
+class Trace(Sequence[Site]):
+    """The sites of one observed pass, in execution order.
+
+    Attributes:
+        sites: all of them.
+        loss: the loss whose gradient was traced (of a scalar output, its value); None for a probe.
+        num_classes: of the default cross-entropy; None otherwise.
+    """
+
+    sites: tuple[Site, ...]
+    loss: float | None = None
+    num_classes: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._by_name if isinstance(item, str) else item in self.sites
+
+    @overload
+    def __getitem__(self, key: int | str) -> Site: ...
+    @overload
+    def __getitem__(self, key: slice) -> Trace: ...
+    def __getitem__(self, key: int | str | slice) -> Site | Trace:
+        if isinstance(key, slice):
+            return dataclasses.replace(self, sites=self.sites[key])
+        if not isinstance(key, str):
+            return self.sites[key]
+        if key not in self._by_name:
+            raise KeyError(str(unknown_name("site", key, self._by_name)))
+        return self._by_name[key]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Site]:
+        return {site.name: site for site in self.sites}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    def select(self, **fields: Any) -> Trace:
+        """The sites whose fields have the given values: ``trace.select(kind="activation")``.
+
+        Raises:
+            ValueError: no field, or no kind, of that name.
+        """
+        known = [field.name for field in dataclasses.fields(Site)]
+        for field in fields:
+            if field not in known:
+                raise unknown_name("field", field, known)
+        if "kind" in fields and fields["kind"] not in KINDS:
+            raise unknown_name("kind", fields["kind"], KINDS)
+        chosen = (
+            site
+            for site in self.sites
+            if all(getattr(site, field) == value for field, value in fields.items())
+        )
+        return dataclasses.replace(self, sites=tuple(chosen))
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a site, indexed by name; statistics as ``forward_var``, ``weight_grad_mean``, …"""
+        import pandas
+
+        rows = [_flat(site) for site in self.sites]
+        columns = [column for column in _flat_columns() if column != "name"]
+        index = pandas.Index([row.pop("name") for row in rows], name="name")
+        return pandas.DataFrame(rows, index=index, columns=columns)
+
+    def to_json(self) -> str:
+        """All of it as strict JSON; nan and infinities are written as strings."""
+        return json.dumps(_encode(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """The trace that ``to_json`` wrote, exactly."""
+        data = json.loads(text)
+        sites = tuple(_decode_site(site) for site in data["sites"])
+        return cls(sites, _decode_number(data["loss"]), data["num_classes"])
+
+    def __repr__(self) -> str:
+        affine = sum(site.kind == "affine" for site in self.sites)
+        return f"Trace({len(self)} sites, {affine} affine)"
+
+    def _repr_html_(self) -> str:
+        return _to_html(self)
+
+
+# ---------------------------------------------------------------- plain data and back
+
+_STATS = ("forward", "backward", "weight", "weight_grad")
+
+
+def _flat_columns() -> list[str]:
+    columns = []
+    for field in dataclasses.fields(Site):
+        if field.name in _STATS:
+            columns += [f"{field.name}_{stat.name}" for stat in dataclasses.fields(Stats)]
+        elif field.name != "histogram":
+            columns.append(field.name)
+    return columns
+
+
+def _flat(site: Site) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(Site):
+        value = getattr(site, field.name)
+        if isinstance(value, Stats):
+            row |= {f"{field.name}_{name}": number for name, number in vars(value).items()}
+        elif field.name not in (*_STATS, "histogram"):
+            row[field.name] = value
+    return row
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    return value
+
+
+def _decode_number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
+
+
+def _decode_site(data: dict[str, Any]) -> Site:
+    fields = dict(data)
+    for name in _STATS:
+        if fields[name] is not None:
+            fields[name] = Stats(**{k: _decode_number(v) for k, v in fields[name].items()})
+    if fields["histogram"] is not None:
+        edges, counts = fields["histogram"]["edges"], fields["histogram"]["counts"]
+        fields["histogram"] = Histogram(tuple(edges), tuple(counts))
+    for name in ("shape", "weight_shape", "reads"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    for name in ("cosine", "effective_rank"):
+        fields[name] = _decode_number(fields[name])
+    return Site(**fields)
+
+
+def _to_html(trace: Trace) -> str:
+    titles = ("", "site", "kind", "shape", "E[h²]", "E[(∂L/∂h)²]", "zero", "dead", "")
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    shown = trace.sites if len(trace) <= 60 else (*trace.sites[:30], None, *trace.sites[-29:])
+    rows = "".join(f"<tr>{''.join(_cells(site))}</tr>" for site in shown)
+    loss = "" if trace.loss is None else f", loss {trace.loss:.4g}"
+    caption = f"{len(trace)} sites{loss}"
+    return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
+
+
+def _cells(site: Site | None) -> Iterator[str]:
+    if site is None:
+        yield '<td colspan="9">…</td>'
+        return
+    shape = "×".join(str(size) for size in site.shape)
+    gradient = "not reached" if site.reached is False else ""
+    if site.backward is not None:
+        gradient = f"{site.backward.second_moment:.3g}"
+    remark = site.note or ""
+    if site.forward.nonfinite:
+        remark = f"{site.forward.nonfinite:,} not finite. {remark}"
+    for text in (
+        str(site.index),
+        site.name,
+        site.kind,
+        shape,
+        f"{site.forward.second_moment:.3g}",
+        gradient,
+        "" if site.zero_fraction is None else f"{site.zero_fraction:.0%}",
+        "" if site.dead_fraction is None else f"{site.dead_fraction:.0%}",
+        remark,
+    ):
+        yield f"<td>{html.escape(text)}</td>"
+
+
+# ---------------------------------------------------------------- trace
+
+
+def trace(
+    model: nn.Module,
+    *inputs: Any,
+    model_kwargs: Mapping[str, Any] | None = None,
+    target: Any = None,
+    loss_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    probe: Probe = "normal",
+    backward: bool = True,
+    statistics: Statistics = "all",
+    histogram: bool = False,
+    geometry: bool = False,
+    output: Selector | None = None,
+    batch_dim: int = 0,
+    seed: int = 0,
+) -> Trace:
+    """Run a model once, forward and backward, and measure every tensor that matters on the way.
+
+    The model stays in train or eval mode as it is, and afterwards everything is what it was:
+    parameters, buffers, ``.grad``, modes, hooks, random number generators. (A lazy module is
+    materialized. Under reentrant checkpointing the gradient has to be taken with ``backward``,
+    which fires the accumulation hooks of your parameters.)
+
+    Args:
+        model: any ``nn.Module``.
+        inputs: its positional arguments: tensors, or containers of them. They are not written to.
+        model_kwargs: its keyword arguments.
+        target: with it, the gradient is that of ``loss_fn(output, target)``.
+        loss_fn: by default cross-entropy for an integer target, mean squared error for a float one.
+        probe: without a target, the entries of the random cotangent: standard normal, or ±1.
+        backward: False observes the forward pass alone, cheaply.
+        statistics: "moments" measures mean, var and second_moment only, cheaply.
+        histogram: count each tensor in 64 bins: several times the price of all other statistics.
+        geometry: cosine and effective rank; the price of a samples × samples eigenvalue problem
+            for each site.
+        output: the tensor to differentiate, as a key, an index or a function of the output; by
+            default the first float tensor found in it. Of a scalar its own gradient is traced.
+        batch_dim: the dimension of the inputs that holds the samples.
+        seed: of the probe, and of the model's own random numbers (dropout).
+
+    Returns:
+        The sites in execution order.
+
+    Raises:
+        TypeError: the model is no ``nn.Module``, or the output holds no float tensor.
+        ValueError: an argument that makes no sense; the message says which and what would.
+        Exception: whatever the model raises, with a note on how far the trace had come.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> [site.name for site in trace(model, torch.ones(3, 4))]
+    ['input', '0', '1', '2', 'output']
+    """
+    _check_arguments(model, inputs, model_kwargs, statistics, probe, target, loss_fn)
+    wanted = Wanted(backward, statistics == "moments", histogram, geometry)
+    with torch.inference_mode(False):
+        copies = _Inputs(model, inputs, dict(model_kwargs or {}), backward)
+        batch_size = copies.batch_size(batch_dim)
+        _check_target(target, loss_fn, batch_size)
+        _materialize(model, copies, seed)
+        with preserved(model, seed) as state:
+            observer = Observer(model, state, wanted, batch_size, batch_dim)
+            try:
+                observer.install()
+                signal = _forward(model, observer, copies, output, backward)
+                scalar, num_classes = _loss(signal, target, loss_fn)
+                if backward:
+                    _backward(observer, copies, signal, scalar, probe, seed, state)
+                else:
+                    observer.measure_weights({})
+                observer.finish()
+            finally:
+                observer.remove()
+    sites = tuple(_site(record, i, backward) for i, record in enumerate(observer.records))
+    return Trace(sites, None if scalar is None else float(scalar.detach()), num_classes)
+
+
+def _check_arguments(
+    model: Any,
+    inputs: tuple[Any, ...],
+    model_kwargs: Any,
+    statistics: str,
+    probe: str,
+    target: Any,
+    loss_fn: Any,
+) -> None:
+    if not isinstance(model, nn.Module):
+        hint = "; call it, as in Model()" if isinstance(model, type) else ""
+        name = getattr(model, "__name__", type(model).__name__)
+        raise TypeError(f"model={name} must be an nn.Module instance{hint}")
+    if not inputs and not model_kwargs:
+        raise ValueError("no inputs: trace(model, batch) needs the batch that the model is to see")
+    if statistics not in ("all", "moments"):
+        raise unknown_name("statistics", statistics, ("all", "moments"))
+    if probe not in ("normal", "rademacher"):
+        raise unknown_name("probe", probe, ("normal", "rademacher"))
+    if loss_fn is not None and target is None:
+        raise ValueError(
+            "loss_fn without a target: pass target=…, or let output=… pick a scalar loss"
+        )
+    if target is not None and loss_fn is None and not isinstance(target, Tensor):
+        raise TypeError(
+            f"target is a {type(target).__name__}: without a loss_fn it must be a tensor "
+            "(integers for cross-entropy, floats for mean squared error)"
+        )
+
+
+def _check_target(target: Any, loss_fn: Any, batch_size: int) -> None:
+    if loss_fn is None and isinstance(target, Tensor) and target.numel() == 0:
+        raise ValueError("target is empty")
+    if loss_fn is None and isinstance(target, Tensor) and target.ndim == 0:
+        raise ValueError(f"target is a single number, but the inputs hold {batch_size} samples")
+
+
+# ---------------------------------------------------------------- inputs
+
+
+class _Inputs:
+    """Copies of the inputs that the model may overwrite, float ones tracked by autograd."""
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backward: bool
+    ) -> None:
+        self.leaves: list[Tensor] = []
+        self.tensors: dict[int, tuple[str, Tensor]] = {}
+        self._backward = backward
+        self._kept: list[Tensor] = []
+        names = _argument_names(model, len(args))
+        several = len(args) > 1
+        with torch.enable_grad():
+            self.args = tuple(
+                self._copy(value, name if several else "input")
+                for value, name in zip(args, names, strict=True)
+            )
+            only = not args and len(kwargs) == 1
+            self.kwargs = {
+                name: self._copy(value, "input" if only else name) for name, value in kwargs.items()
+            }
+
+    def _copy(self, value: Any, name: str) -> Any:
+        return _map_tensors(value, lambda tensor: self._copy_tensor(tensor, name), {})
+
+    def _copy_tensor(self, tensor: Tensor, name: str) -> Tensor:
+        if id(tensor) in self.tensors:
+            return self.tensors[id(tensor)][1]
+        leaf = tensor.detach()
+        if leaf.is_inference():
+            leaf = leaf.clone()
+        tracked = self._backward and (leaf.is_floating_point() or leaf.is_complex())
+        if tracked:
+            leaf = leaf.requires_grad_()
+            self.leaves.append(leaf)
+        copied = leaf.clone()
+        self.tensors[id(tensor)] = (name, copied)
+        self._kept.append(tensor)
+        return copied
+
+    def batch_size(self, batch_dim: int) -> int:
+        """The number of samples in the first tensor; every tensor must have some."""
+        if not self.tensors:
+            raise ValueError("no tensor among the inputs: there is nothing to trace")
+        for name, tensor in self.tensors.values():
+            if tensor.numel() == 0 and -tensor.ndim <= batch_dim < tensor.ndim:
+                size = tensor.shape[batch_dim]
+                what = f"{size} samples along batch_dim {batch_dim}" if not size else "no elements"
+                raise ValueError(f"{name} has {what} (shape {tuple(tensor.shape)})")
+        name, first = next(iter(self.tensors.values()))
+        if first.ndim == 0:
+            return 1
+        if not -first.ndim <= batch_dim < first.ndim:
+            raise ValueError(
+                f"batch_dim={batch_dim}, but {name} has shape {tuple(first.shape)}: "
+                f"give a dimension from {-first.ndim} to {first.ndim - 1}"
+            )
+        return first.shape[batch_dim]
+
+
+def _argument_names(model: nn.Module, count: int) -> list[str]:
+    """What the forward method calls its positional arguments, the first of them ``input``."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return ["input", *(named + ["input"] * count)[1:count]][:count]
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor], seen: dict[int, Any]) -> Any:
+    """The same structure with its tensors changed; containers are rebuilt, not written to."""
+    if isinstance(value, nn.Parameter):
+        return change(value.detach())
+    if isinstance(value, Tensor):
+        return change(value)
+    if value is None or isinstance(value, str | bytes | int | float | type | nn.Module):
+        return value
+    if id(value) in seen:
+        return seen[id(value)]
+    if isinstance(value, tuple):
+        items = [_map_tensors(item, change, seen) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, list):
+        return [_map_tensors(item, change, seen) for item in value]
+    if isinstance(value, Mapping):
+        try:
+            rebuilt = seen[id(value)] = copy.copy(value)
+            for key, item in value.items():
+                rebuilt[key] = _map_tensors(item, change, seen)  # type: ignore[index]
+        except TypeError:  # an immutable mapping
+            return {key: _map_tensors(item, change, seen) for key, item in value.items()}
+        return rebuilt
+    if callable(value) or not hasattr(value, "__dict__"):
+        return value
+    rebuilt = seen[id(value)] = copy.copy(value)
+    for key, item in vars(value).items():
+        object.__setattr__(rebuilt, key, _map_tensors(item, change, seen))
+    return rebuilt
+
+
+def _materialize(model: nn.Module, copies: _Inputs, seed: int) -> None:
+    """Give lazy modules their shapes, and leave nothing else behind."""
+    lazy = [module for module in model.modules() if is_lazy(module)]
+    if not lazy:
+        return
+    with preserved(model, seed), torch.no_grad():
+        args = _map_tensors(copies.args, torch.clone, {})
+        model(*args, **_map_tensors(copies.kwargs, torch.clone, {}))
+        for module in lazy:
+            reset = getattr(module, "reset_running_stats", None)
+            if reset is not None:
+                reset()
+
+
+# ---------------------------------------------------------------- forward
+
+
+def _forward(
+    model: nn.Module, observer: Observer, copies: _Inputs, selector: Selector | None, backward: bool
+) -> Tensor:
+    with torch.set_grad_enabled(backward):
+        for name, tensor in copies.tensors.values():
+            observer.see_input(tensor, name)
+        try:
+            with observer:
+                result = model(*copies.args, **copies.kwargs)
+        except BaseException as error:
+            last = observer.records[-1].name
+            error.add_note(f"initlab.trace: raised in the forward pass, after site {last!r}")
+            raise
+        signal = _pick(result, selector)
+        observer.see_output(signal)
+    return signal
+
+
+def _pick(result: Any, selector: Selector | None) -> Tensor:
+    """The tensor to differentiate."""
+    if selector is None:
+        found = next((t for t in _output_tensors(result) if t.is_floating_point()), None)
+        if found is None:
+            raise TypeError(
+                f"the model returned {_describe(result)}, in which there is no float tensor; "
+                "pick one with output=lambda result: …"
+            )
+        return found
+    if callable(selector):
+        found = selector(result)
+    else:
+        try:
+            found = result[selector]
+        except (KeyError, IndexError, TypeError) as error:
+            found = getattr(result, selector, None) if isinstance(selector, str) else None
+            if found is None:
+                raise ValueError(
+                    f"output={selector!r} is not in what the model returned: {_describe(result)}"
+                ) from error
+    if not isinstance(found, Tensor) or not (found.is_floating_point() or found.is_complex()):
+        raise TypeError(f"output={selector!r} picks {_describe(found)}, not a float tensor")
+    return found
+
+
+def _output_tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _output_tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _output_tensors(item)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module):
+        for item in vars(value).values():
+            yield from _output_tensors(item)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with keys {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+# ---------------------------------------------------------------- loss and backward
+
+
+def _loss(signal: Tensor, target: Any, loss_fn: Any) -> tuple[Tensor | None, int | None]:
+    """The scalar to differentiate and the number of classes; None for a probe."""
+    if target is None:
+        return (signal, None) if signal.numel() == 1 and signal.ndim == 0 else (None, None)
+    if loss_fn is not None:
+        loss = loss_fn(signal, target)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError(f"loss_fn returned {_describe(loss)}; it must return one number")
+        return loss.reshape(()), None
+    target = target.detach()
+    if target.is_floating_point():
+        if target.shape != signal.shape:
+            raise ValueError(
+                f"target has shape {tuple(target.shape)}, the output {tuple(signal.shape)}: "
+                "mean squared error needs equal shapes (or pass loss_fn=…)"
+            )
+        return F.mse_loss(signal, target), None
+    return _cross_entropy(signal, target.long())
+
+
+def _cross_entropy(signal: Tensor, target: Tensor) -> tuple[Tensor, int]:
+    shape = signal.shape
+    if signal.ndim > 1 and shape[:1] + shape[2:] == target.shape:
+        classes = shape[1]
+        logits = signal
+    elif signal.ndim > 1 and shape[:-1] == target.shape:
+        classes = shape[-1]
+        logits, target = signal.reshape(-1, classes), target.reshape(-1)
+    else:
+        raise ValueError(
+            f"integer target of shape {tuple(target.shape)} for an output of shape {tuple(shape)}: "
+            "cross-entropy needs samples × classes (or × positions) logits and one class index for "
+            "each; pass a float target for mean squared error, or loss_fn=…"
+        )
+    if classes == 1:
+        raise ValueError(
+            "integer target, but the output has one class only; for a binary problem pass a float "
+            "target with loss_fn=nn.BCEWithLogitsLoss()"
+        )
+    used = target[target != -100]
+    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < classes:
+        worst = int(used.max()) if int(used.max()) >= classes else int(used.min())
+        raise ValueError(f"target holds class {worst}, but the output has {classes} classes")
+    return F.cross_entropy(logits, target), classes
+
+
+def _backward(
+    observer: Observer,
+    copies: _Inputs,
+    signal: Tensor,
+    scalar: Tensor | None,
+    probe: Probe,
+    seed: int,
+    state: Preserved,
+) -> None:
+    root = signal if scalar is None else scalar
+    if root.is_complex():
+        raise ValueError("the output is complex: pick a real function of it with output=…")
+    if not root.requires_grad:
+        raise ValueError(
+            "the output has no gradient: it was computed under no_grad, detached, or from frozen "
+            "parameters and integer inputs only; pass backward=False to trace forward alone"
+        )
+    cotangent = torch.ones_like(root) if scalar is not None else _cotangent(root, probe, seed)
+    parameters = observer.parameters_requiring_grad()
+    leaves = [*parameters, *copies.leaves]
+    observer.in_backward = True
+    try:
+        if _has_reentrant_checkpoint(root, observer):
+            gradients = _backward_reentrant(observer, root, cotangent, leaves)
+        else:
+            observer.remove()
+            gradients = torch.autograd.grad(root, leaves, cotangent, allow_unused=True)
+    except BaseException as error:
+        error.add_note("initlab.trace: raised in the backward pass")
+        raise
+    finally:
+        observer.in_backward = False
+    found = {id(p): g for p, g in zip(leaves, gradients, strict=True) if g is not None}
+    observer.measure_weights(found)
+
+
+def _cotangent(signal: Tensor, probe: Probe, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if probe == "normal":
+        drawn = torch.randn(signal.shape, generator=generator)
+    else:
+        drawn = torch.randint(0, 2, signal.shape, generator=generator) * 2.0 - 1.0
+    return drawn.to(signal)
+
+
+def _has_reentrant_checkpoint(root: Tensor, observer: Observer) -> bool:
+    """Whether a section of the graph will be run again inside the backward pass."""
+    if not any(record.note == HIDDEN for record in observer.records):
+        return False
+    waiting, seen = [root.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
+
+
+def _backward_reentrant(
+    observer: Observer, root: Tensor, cotangent: Tensor, leaves: list[Tensor]
+) -> list[Tensor | None]:
+    """``autograd.grad`` cannot pass a reentrant checkpoint: accumulate in ``.grad`` instead."""
+    observer.expect_recomputation()
+    with observer:
+        torch.autograd.backward(root, cotangent)
+    observer.match_recomputed()
+    return [leaf.grad for leaf in leaves]
+
+
+# ---------------------------------------------------------------- result
+
+
+def _site(record: Record, index: int, backward: bool) -> Site:
+    fan_in, fan_out = (None if f is None or f != f else f for f in (record.fan_in, record.fan_out))
+    reached = record.backward is not None if backward else None
+    assert record.forward is not None
+    return Site(
+        index=index,
+        name=record.name,
+        module=record.module,
+        op=record.op,
+        kind=record.kind,
+        depth=record.depth,
+        shape=record.shape,
+        reads=record.reads,
+        forward=record.forward,
+        backward=record.backward,
+        reached=reached,
+        parameter=record.parameter,
+        weight=record.weight,
+        weight_grad=record.weight_grad,
+        weight_shape=record.weight_shape,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        zero_fraction=record.zeros,
+        saturated_fraction=record.saturated,
+        dead_fraction=record.dead,
+        histogram=record.histogram,
+        cosine=record.cosine,
+        effective_rank=record.effective_rank,
+        note=record.note,
+    )
