@@ -1,4 +1,4 @@
-"""What `import initlab` costs over `import torch`: fresh interpreters, in pairs, one after the other."""
+"""What `import initlab` costs over `import torch`: fresh interpreters, in pairs."""
 
 import statistics
 import subprocess

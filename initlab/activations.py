@@ -399,6 +399,9 @@ _registry: dict[str, Activation] = {entry.name: entry for entry in _BUILT_IN}
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(_registry)
 """Every activation by name, in the order in which menus show them."""
 
+# Of the other modules one entry serves every instance; Elementwise carries its own.
+_PARAMETRIC = {"leaky_relu", "prelu", "elu", "celu", "softplus", "hardtanh", "gelu", "gelu_tanh"}
+
 _FROM_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope),
     nn.RReLU: lambda m: _leaky_relu((m.lower + m.upper) / 2),
@@ -412,9 +415,7 @@ _FROM_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
     **{
         type(entry.module()): partial(lambda entry, m: entry, entry)
         for entry in _BUILT_IN
-        if entry.name
-        in "identity relu selu silu mish tanh sigmoid hardswish hardsigmoid relu6 softsign "
-        "tanhshrink logsigmoid".split()
+        if entry.name not in _PARAMETRIC and not isinstance(entry.module(), Elementwise)
     },
 }
 
@@ -428,13 +429,7 @@ _FROM_FUNCTION: dict[object, str] = {
     torch.erf: "erf",
     torch.special.erf: "erf",
     torch.special.expit: "sigmoid",
-    torch.nn.functional.tanh: "tanh",
-    torch.nn.functional.sigmoid: "sigmoid",
-    **{
-        getattr(F, name): name
-        for name in "relu leaky_relu elu selu celu gelu silu mish softplus hardtanh hardswish "
-        "hardsigmoid relu6 softsign tanhshrink logsigmoid".split()
-    },
+    **{getattr(F, name): name for name in _registry if hasattr(F, name) and name != "prelu"},
 }
 
 

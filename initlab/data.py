@@ -20,7 +20,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of shape (batch, …) and, where the data have them, integer labels of shape (batch,)."""
+    """Inputs of shape (batch, …) and, where there are labels, integers of shape (batch,)."""
 
     inputs: Tensor
     labels: Tensor | None = None

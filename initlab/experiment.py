@@ -8,17 +8,17 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from initlab import prediction
+from initlab import prediction, scripts
 from initlab.activations import ACTIVATIONS
 from initlab.data import CLASSES, DATA, DIGITS, Batch, batch
 from initlab.errors import finite_number, positive_int, unknown_name
@@ -166,17 +166,16 @@ class Experiment:
 
     def _check_size(self) -> None:
         memory, work = self.estimate()
+        asked = f"depth={self.depth:,} with width={self.width:,} and batch_size={self.batch_size:,} needs"
+        remedy = "take a smaller depth, width or batch_size"
         if memory > MEMORY_LIMIT:
             raise ValueError(
-                f"depth={self.depth:,} with width={self.width:,} and batch_size={self.batch_size:,} "
-                f"needs about {memory / 2**30:,.1f} GiB of memory, above the limit of "
-                f"{MEMORY_LIMIT / 2**30:.0f} GiB; take a smaller depth, width or batch_size"
+                f"{asked} about {memory / 2**30:,.1f} GiB of memory, above the limit of "
+                f"{MEMORY_LIMIT / 2**30:.0f} GiB; {remedy}"
             )
         if work > WORK_LIMIT:
             raise ValueError(
-                f"depth={self.depth:,} with width={self.width:,} and batch_size={self.batch_size:,} "
-                f"needs about {work:.0e} operations, above the limit of {WORK_LIMIT:.0e}; "
-                "take a smaller depth, width or batch_size"
+                f"{asked} about {work:.0e} operations, above the limit of {WORK_LIMIT:.0e}; {remedy}"
             )
 
     def estimate(self) -> tuple[float, float]:
@@ -187,7 +186,7 @@ class Experiment:
             units = self.input_size + self.depth * self.width
         else:
             sizes = (self.input_size, *self.widths)
-            pairs = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+            pairs = sum(a * b for a, b in pairwise(sizes))
             units = sum(sizes)
         taps, positions = (9, 64) if self.architecture == "cnn" else (1, 1)
         weights = pairs * taps
@@ -372,20 +371,4 @@ class Experiment:
         It needs torch alone (and scikit-learn where the data are digits) and prints, for every
         affine layer, E h² and the second moment of its gradient, as ``run`` measures them.
         """
-        from initlab.scripts import script
-
-        return script(self)
-
-
-def describe(value: float) -> str:
-    """A number as 10^k text for sentences: 3.2e-09 becomes 3e-9.
-
-    >>> describe(3.2e-9), describe(0.53), describe(0.0)
-    ('3e-9', '0.53', '0')
-    """
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.2g}" if abs(value) < 100 else f"{value:,.0f}"
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+        return scripts.script(self)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor, nn
 
-from initlab.activations import ElementwiseFunction, activation, gain as activation_gain
+from initlab.activations import ElementwiseFunction, activation
 from initlab.errors import finite_number, unknown_name
 from initlab.schemes import MODES, Mode, Scheme, scheme
 
@@ -351,7 +351,7 @@ def _layer_gain(model: nn.Module, name: str, spec: Scheme, request: _Request) ->
             stacklevel=5,
         )
         phi = "identity"
-    return activation_gain(phi, preserve="forward" if reads else "backward")
+    return spec.gain_with(phi)
 
 
 def _neighbour_activation(model: nn.Module, name: str, *, before: bool) -> nn.Module | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal
 
@@ -48,7 +49,7 @@ def mlp(
     phi = activation(activation_)
     sizes = [positive_int("in_features", in_features), *_each_positive("widths", widths)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         layers[f"linear{index}"] = nn.Linear(fan_in, fan_out)
         _add_norm(layers, index, norm, fan_out, {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm})
         layers[f"act{index}"] = phi.module()
@@ -87,7 +88,7 @@ def cnn(
         raise unknown_name("padding_mode", padding_mode, PADDINGS)
     sizes = [positive_int("in_channels", in_channels), *_each_positive("widths", widths)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         layers[f"conv{index}"] = nn.Conv2d(fan_in, fan_out, 3, padding=1, padding_mode=padding_mode)
         _add_norm(layers, index, norm, fan_out, {"batch": nn.BatchNorm2d, "layer": _group_norm})
         layers[f"act{index}"] = phi.module()

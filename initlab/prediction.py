@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Protocol, overload
 
-from initlab.activations import Activation, activation, gain
+from initlab.activations import Activation, activation
 from initlab.data import batch
 from initlab.errors import unknown_name
 from initlab.schemes import Scheme, scheme
@@ -82,7 +83,7 @@ class PredictedSite:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Theory's counterpart of a Trace: sites in order; where theory is silent, ``reason`` says why."""
+    """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none."""
 
     sites: tuple[PredictedSite, ...]
     reason: str = ""
@@ -162,12 +163,11 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
 
 def _layers(experiment: Predictable, chosen: Scheme) -> list[_Layer]:
     used_gain = experiment.gain
-    if used_gain is None and chosen.gain == "activation":
-        preserve = "backward" if chosen.values.get("mode") == "fan_out" else "forward"
-        used_gain = gain(experiment.activation, preserve=preserve)
+    if used_gain is None:
+        used_gain = chosen.gain_with(experiment.activation)
     sizes = experiment.sizes
     layers = []
-    for index, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         head = experiment.has_head and index == len(sizes) - 1
         variance = chosen.weight_std(fan_in, fan_out, used_gain) ** 2
         layers.append(

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from initlab.activations import Activation, ElementwiseFunction
+from initlab.activations import gain as activation_gain
 from initlab.errors import finite_number, unknown_name
 
 Mode = Literal["fan_in", "fan_out"]
@@ -136,14 +138,22 @@ class Scheme:
         nn.init.xavier_normal_(fc.weight)
         nn.init.zeros_(fc.bias)
         """
-        weight = self.call(f"{layer}.weight", self._gain(gain), **self.values)
-        bias = (
-            f"nn.init.zeros_({layer}.bias)"
-            if self.bias == "zeros"
-            else f"bound = 1 / {layer}.weight[0].numel() ** 0.5\n"
-            f"nn.init.uniform_({layer}.bias, -bound, bound)"
-        )
-        return f"{weight}\n{bias}"
+        weight = self.weight_code(f"{layer}.weight", self._gain(gain))
+        return f"{weight}\n{bias_code(layer, self.bias)}"
+
+    def weight_code(self, weight: str, gain: float) -> str:
+        """The PyTorch lines that fill ``weight`` (an expression) with this gain."""
+        return self.call(weight, gain, **self.values)
+
+    def gain_with(self, activation: str | nn.Module | ElementwiseFunction | Activation) -> float:
+        """The gain it uses with this activation: its own, or for kaiming the activation's.
+
+        With ``mode="fan_out"`` that is the gain which preserves gradients.
+        """
+        if self.gain != "activation":
+            return self.gain
+        mode = self.values.get("mode", "fan_in")
+        return activation_gain(activation, "backward" if mode == "fan_out" else "forward")
 
     def with_values(self, **values: Any) -> Scheme:
         """The same scheme with other parameter values.
@@ -211,6 +221,19 @@ class Scheme:
             gain,
             tensor.shape[0],
         )
+
+
+def bias_code(layer: str, kind: str | float, std: float | None = None) -> str:
+    """The PyTorch lines that set the bias of a ``layer`` (an expression): zeros, pytorch_default,
+    normal of this std, or a number."""
+    if kind == "pytorch_default":
+        bound = f"bound = 1 / {layer}.weight[0].numel() ** 0.5"
+        return f"{bound}\nnn.init.uniform_({layer}.bias, -bound, bound)"
+    if kind == "zeros":
+        return f"nn.init.zeros_({layer}.bias)"
+    if kind == "normal":
+        return f"nn.init.normal_({layer}.bias, std={std!r})"
+    return f"nn.init.constant_({layer}.bias, {kind!r})"
 
 
 # ---------------------------------------------------------------- the fills and their numbers
@@ -314,7 +337,7 @@ def _kaiming_call(kind: str) -> Callable[..., str]:
     def call(weight: str, gain: float, *, mode: str, a: float | None) -> str:
         if a is not None:
             return f"nn.init.kaiming_{kind}_({weight}, a={a!r}, mode={mode!r})"
-        if gain == math.sqrt(2):
+        if math.isclose(gain, math.sqrt(2)):
             return f"nn.init.kaiming_{kind}_({weight}, mode={mode!r}, nonlinearity='relu')"
         fan = f"{weight}[0].numel()" if mode == "fan_in" else f"{weight}[:, 0].numel()"
         return _spelt_out(kind, weight, f"{gain!r} / {fan} ** 0.5")

@@ -7,11 +7,10 @@ large they are (Poole et al. 2016; Schoenholz et al. 2017). Everything here is p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
-from initlab.activations import Activation, ElementwiseFunction, activation as resolve
+from initlab.activations import Activation, ElementwiseFunction
+from initlab.activations import activation as resolve
 from initlab.errors import finite_number
 
 ActivationSpec = str | nn.Module | ElementwiseFunction | Activation

@@ -65,7 +65,7 @@ from torch import Tensor, nn
 from initlab.errors import unknown_name
 from initlab.measuring import Histogram, Stats
 from initlab.observing import HIDDEN, Observer, Record, Wanted
-from initlab.operations import KINDS, Kind, tensors_in
+from initlab.operations import KINDS, Kind
 from initlab.preserving import Preserved, is_lazy, preserved
 
 if TYPE_CHECKING:

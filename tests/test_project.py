@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -26,10 +27,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors"},
     {"activations", "data"},
-    {"measuring"},
+    {"measuring", "operations", "preserving"},
+    {"observing"},
     {"theory", "tracing", "networks"},
     {"schemes"},
-    {"initialize", "prediction", "diagnosis"},
+    {"initialize", "prediction", "diagnosis", "scripts"},
     {"experiment"},
     {"training", "sweeping"},
     {"live", "plots", "lessons"},
@@ -44,7 +46,12 @@ WIDGET_ROOMS = {"live", "explorers", "explorers.*"}
 HEAVY = {"matplotlib", "ipywidgets", "anywidget", "pandas", "scipy", "sklearn"}
 
 # Packages that are imported, or are called in conda, by another name than the one pip installs.
-PIP_NAME = {"sklearn": "scikit-learn", "pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
+PIP_NAME = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "pytorch-cpu": "torch",
+    "matplotlib-base": "matplotlib",
+}
 
 
 def project_files() -> list[Path]:
@@ -66,8 +73,9 @@ def text_of(path: Path) -> str:
 # ---- imports
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
-    """Module name below initlab ("explorers.signal", "explorers", "__init__") -> its syntax tree."""
+    """Module below initlab ("explorers.signal", "explorers", "__init__") -> its syntax tree."""
     trees = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -110,14 +118,13 @@ def imported_packages(tree: ast.Module, importer: str) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def floor_of(module: str) -> int:
-    name = "explorers.*" if module.startswith("explorers.") else module
-    assert name in FLOOR_OF, f"initlab/{module}.py is on no floor: DESIGN says where it belongs"
-    return FLOOR_OF[name]
-
-
 def room(module: str) -> str:
     return "explorers.*" if module.startswith("explorers.") else module
+
+
+def floor_of(module: str) -> int:
+    assert room(module) in FLOOR_OF, f"{module} is on no floor: give it one in FLOORS"
+    return FLOOR_OF[room(module)]
 
 
 def test_modules_import_only_from_the_floors_below():

@@ -1,4 +1,4 @@
-"""Run notebooks and save them in place with their outputs, so that the same outputs give the same file.
+"""Run notebooks and save them in place: the same outputs give the same file.
 
     python tests/notebooks/execute.py notebooks/*.ipynb
 

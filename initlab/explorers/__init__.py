@@ -1,0 +1,1 @@
+"""The apps, one per file, built only from the parts below them."""

@@ -1,0 +1,175 @@
+"""The controls that explorers share: numbers that slide and can be typed, and choices.
+
+Every control is an ipywidget with a ``value``, so that code drives it as a hand does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+
+from initlab.schemes import Parameter, scheme
+
+WIDE = widgets.Layout(width="100%")
+
+
+def choice(description: str, options: Iterable[Any], value: Any) -> widgets.Dropdown:
+    """A menu; ``options`` are values or (label, value) pairs."""
+    return widgets.Dropdown(
+        description=description,
+        options=list(options),
+        value=value,
+        layout=widgets.Layout(width="auto", min_width="200px", flex="1 1 200px"),
+        style={"description_width": "72px"},
+    )
+
+
+class Number(widgets.HBox):
+    """A slider with a number to type beside it; what is typed may lie beyond the slider's ends."""
+
+    value = traitlets.Any()
+
+    def __init__(
+        self, description: str, value: float, low: float, high: float, *, step: float = 1
+    ) -> None:
+        whole = isinstance(value, int) and float(step).is_integer()
+        slider = widgets.IntSlider if whole else widgets.FloatSlider
+        text = widgets.IntText if whole else widgets.FloatText
+        self.slider = slider(
+            description=description,
+            value=min(max(value, low), high),
+            min=low,
+            max=high,
+            step=step,
+            readout=False,
+            layout=widgets.Layout(width="auto", flex="1 1 130px", min_width="130px"),
+            style={"description_width": "72px"},
+        )
+        self.text = text(value=value, layout=widgets.Layout(width="76px"))
+        super().__init__(
+            [self.slider, self.text], layout=widgets.Layout(flex="1 1 230px", min_width="230px")
+        )
+        self.add_class("initlab-number")
+        self._following = False
+        self.value = value
+        self.slider.observe(self._slid, "value")
+        self.text.observe(self._typed, "value")
+        self.observe(self._follow, "value")
+
+    def _slid(self, change: Any) -> None:
+        if not self._following:
+            self.value = change["new"]
+
+    def _typed(self, change: Any) -> None:
+        if not self._following:
+            self.value = change["new"]
+
+    def _follow(self, change: Any) -> None:
+        """Show the value in both parts; the slider stops at its ends."""
+        self._following = True
+        try:
+            self.text.value = self.value
+            self.slider.value = min(max(self.value, self.slider.min), self.slider.max)
+        finally:
+            self._following = False
+
+
+class OptionalNumber(widgets.HBox):
+    """A number that may be left to the scheme: ``value`` is None until the box is ticked."""
+
+    value = traitlets.Any(None, allow_none=True)
+
+    def __init__(self, description: str, start: float, low: float, high: float) -> None:
+        self.box = widgets.Checkbox(
+            description=description,
+            value=False,
+            indent=False,
+            layout=widgets.Layout(width="auto", margin="2px 0 0 12px"),
+        )
+        self.number = Number(description, start, low, high, step=0.01)
+        self.number.slider.description = ""
+        self.number.slider.style.description_width = "0px"
+        self.number.layout.display = "none"
+        super().__init__([self.box, self.number], layout=widgets.Layout(flex="1 1 260px"))
+        self._following = False
+        self.box.observe(self._changed, "value")
+        self.number.observe(self._changed, "value")
+        self.observe(self._follow, "value")
+
+    def _changed(self, change: Any) -> None:
+        if not self._following:
+            self.value = self.number.value if self.box.value else None
+
+    def _follow(self, change: Any) -> None:
+        self._following = True
+        try:
+            self.box.value = self.value is not None
+            self.number.layout.display = None if self.box.value else "none"
+            if self.value is not None:
+                self.number.value = self.value
+        finally:
+            self._following = False
+
+
+class SchemeParameters(widgets.HBox):
+    """The parameters of the chosen scheme; ``value`` is a dict, and empty where it has none."""
+
+    value = traitlets.Dict()
+
+    def __init__(self) -> None:
+        super().__init__([], layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+        self._scheme = ""
+        self._inputs: dict[str, Any] = {}
+        self._following = False
+        self.observe(self._follow, "value")
+
+    def show(self, name: str) -> None:
+        """Offer the parameters of this scheme, at their defaults."""
+        if name == self._scheme:
+            return
+        parameters = scheme(name).parameters
+        self._inputs = {key: _parameter(key, each) for key, each in parameters.items()}
+        for each in self._inputs.values():
+            each.observe(self._changed, "value")
+        self.children = tuple(self._inputs.values())
+        self._scheme = name
+        self._following = True
+        try:
+            self.value = self._read()
+        finally:
+            self._following = False
+
+    def _read(self) -> dict[str, Any]:
+        return {key: each.value for key, each in self._inputs.items()}
+
+    def _changed(self, change: Any) -> None:
+        if not self._following:
+            self.value = self._read()
+
+    def _follow(self, change: Any) -> None:
+        if self._following:
+            return
+        self._following = True
+        try:
+            for key, value in self.value.items():
+                if key in self._inputs:
+                    self._inputs[key].value = value
+        finally:
+            self._following = False
+
+
+def _parameter(name: str, parameter: Parameter) -> widgets.DOMWidget:
+    if parameter.choices:
+        return choice(name, parameter.choices, parameter.default)
+    low, high = parameter.low or 0.0, 1.0 if parameter.high is None else parameter.high
+    if parameter.default is None:
+        return OptionalNumber(f"{name} ({parameter.meaning.split(';')[0]})", 0.01, low, high)
+    return Number(name, float(parameter.default), low, high, step=0.01)
+
+
+def with_defaults(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The scheme's parameters with these values over their defaults."""
+    return dict(scheme(name, **(values or {})).values)

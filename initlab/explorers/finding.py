@@ -1,0 +1,92 @@
+"""The sentence under the picture: what became of the signal and of its gradient, and what helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from initlab.experiment import Experiment
+from initlab.plots import HEALTHY, Curve, curve
+from initlab.prediction import Prediction
+from initlab.tracing import Trace
+
+_CURES = ("kaiming_normal", "xavier_normal", "lecun_normal", "orthogonal")
+
+
+def finding(experiment: Experiment, trace: Trace, prediction: Prediction) -> str:
+    """One or two sentences on what the picture shows, and why theory is silent where it is."""
+    forward = curve(trace, "forward", label="signal")
+    backward = curve(trace, "backward", label="gradients")
+    parts = [_forward(forward), _backward(backward, experiment)]
+    if not (_healthy(forward) and _healthy(backward)):
+        parts.append(_cure(experiment))
+    if prediction.reason:
+        parts.append(prediction.reason)
+    return " ".join(part for part in parts if part)
+
+
+def _forward(signal: Curve) -> str:
+    if signal.note.startswith("overflow"):
+        return f"The signal explodes: {signal.note}."
+    if signal.note:
+        return f"The signal is exactly {signal.note}."
+    last, layer = float(signal.values[-1]), int(signal.layers[-1])
+    if last > HEALTHY[1]:
+        return f"The signal explodes: {power(last)} at layer {layer}."
+    if last < HEALTHY[0]:
+        return f"The signal vanishes: {power(last)} at layer {layer}."
+    return f"The signal holds: {power(last)} at layer {layer}."
+
+
+def _backward(gradients: Curve, experiment: Experiment) -> str:
+    if gradients.note.startswith("overflow"):
+        return f"Gradients explode: {gradients.note}."
+    if gradients.note:
+        return f"Gradients are exactly {gradients.note}."
+    first = float(gradients.values[0])
+    if not math.isfinite(first):
+        return "Gradients are lost with it."
+    where = f"{power(first)} of the output's at layer {int(gradients.layers[0])}"
+    if first > HEALTHY[1]:
+        return f"Gradients explode: {where}."
+    if first < HEALTHY[0]:
+        return f"Gradients vanish: {where}."
+    return f"Gradients hold: {where}."
+
+
+def _cure(experiment: Experiment) -> str:
+    """The first published scheme that theory expects to keep both within the healthy zone."""
+    for name in _CURES:
+        if name == experiment.scheme and experiment.gain is None:
+            continue
+        other = experiment.replace(scheme=name, gain=None, bias=None)
+        prediction = other.predict()
+        if prediction.reason:
+            return ""
+        curves = (curve(prediction, "forward"), curve(prediction, "backward"))
+        if all(_healthy(each) for each in curves):
+            return f"In theory {name} keeps both within a factor of 10 of 1."
+    return ""
+
+
+def _healthy(each: Curve) -> bool:
+    return not each.note and _within(each.values.tolist())
+
+
+def _within(values: Iterable[float]) -> bool:
+    return all(HEALTHY[0] <= value <= HEALTHY[1] for value in values)
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(value: float) -> str:
+    """A number for a sentence: two digits near 1, a power of ten far from it.
+
+    >>> power(0.534), power(3.2e-9), power(12.4)
+    ('0.53', '3·10⁻⁹', '12')
+    """
+    if 0.01 <= value < 1000:
+        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"

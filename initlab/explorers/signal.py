@@ -1,0 +1,462 @@
+"""SignalExplorer: activation and gradient signal per layer, live, with the theory behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import threading
+import time
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from initlab.activations import ACTIVATIONS
+from initlab.data import DATA
+from initlab.experiment import LOSSES, Experiment
+from initlab.explorers.controls import (
+    Number,
+    OptionalNumber,
+    SchemeParameters,
+    choice,
+    with_defaults,
+)
+from initlab.explorers.finding import finding
+from initlab.live import LiveFigure
+from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
+from initlab.plots import QUANTITIES, Curve, Panel, Picture, curve, unit_curves
+from initlab.prediction import Prediction
+from initlab.schemes import SCHEMES
+from initlab.tracing import Trace
+
+RIGHT_VIEWS = (
+    ("gradients", "backward"),
+    ("weight gradients", "weight_grad"),
+    ("dead and saturated units", "units"),
+    ("cosine between inputs", "cosine"),
+    ("histograms", "histograms"),
+)
+_BIASES = (
+    ("the scheme's own", None),
+    ("zeros", "zeros"),
+    ("PyTorch's default", "pytorch_default"),
+    ("normal", "normal"),
+)
+_NOTICEABLE = 5e8  # operations; more than about 150 ms on two cores
+_READOUT_ROWS = 400
+
+
+class SignalExplorer(widgets.VBox):
+    """Choose a network and its initialization; see what reaches each layer, forward and backward.
+
+    Args:
+        experiment: what to start from; also what Reset returns to.
+
+    Attributes:
+        experiment: what is shown; assign to it, or replace fields by moving ``controls``.
+        controls: field name → widget with a ``value``; ``"quantity"`` and ``"right"`` choose what
+            is drawn.
+        trace, prediction: the latest measurement and theory; None while there is an error.
+        figure: the matplotlib figure.
+        timing: milliseconds of the last update: compute, draw, encode.
+    """
+
+    def __init__(self, experiment: Experiment | None = None) -> None:
+        self._start = experiment or Experiment()
+        if not isinstance(self._start, Experiment):
+            raise TypeError(
+                f"experiment must be an Experiment, not a {type(experiment).__name__}; "
+                "for a model of your own use initlab.trace(model, batch)"
+            )
+        self._experiment = self._start
+        self._lock = threading.RLock()
+        self._newest = 0
+        self._loading = False
+        self._pinned: tuple[str, Trace] | None = None
+        self.trace: Trace | None = None
+        self.prediction: Prediction | None = None
+        self.timing: dict[str, float] = {}
+        self.figure: Figure = Picture(11.0, 3.7)
+        self._panels = [
+            Panel(self.figure.add_axes((left, 0.135, 0.355, 0.765)), animated=True)
+            for left in (0.05, 0.555)
+        ]
+        self.live = LiveFigure(self.figure)
+        self._status = widgets.HTML(layout=widgets.Layout(min_height="28px"))
+        self._status.add_class("initlab-status")
+        self.controls = self._make_controls()
+        self._table = widgets.HTML()
+        self._code = widgets.Textarea(
+            disabled=False, rows=18, layout=widgets.Layout(width="100%"), description="code"
+        )
+        self._share = widgets.Text(
+            description="share",
+            placeholder="a share string; paste one here to restore it",
+            continuous_update=False,
+            layout=widgets.Layout(width="100%"),
+        )
+        super().__init__(self._arrange())
+        self.add_class("initlab-explorer")
+        self._load(self._experiment)
+        self._observe()
+        self._refresh()
+
+    # ------------------------------------------------------------ the parts
+
+    def _make_controls(self) -> dict[str, Any]:
+        now = self._experiment
+        return {
+            "scheme": choice("scheme", SCHEMES, now.scheme),
+            "activation": choice("activation", ACTIVATIONS, now.activation),
+            "depth": Number("depth", now.depth, 1, 100),
+            "width": Number("width", now.width, 8, 1024, step=8),
+            "scheme_params": SchemeParameters(),
+            "architecture": choice("network", ARCHITECTURES, now.architecture),
+            "data": choice("input", DATA, now.data),
+            "loss": choice("loss", zip(("random probe", "cross-entropy"), LOSSES, strict=True),
+                           now.loss),
+            "gain": OptionalNumber("own gain", 1.0, 0.05, 3.0),
+            "bias": choice("bias", _BIASES, None),
+            "bias_std": Number("bias σ", 0.0, 0.0, 1.0, step=0.01),
+            "norm": choice("norm", NORMS, now.norm),
+            "padding": choice("padding", PADDINGS, now.padding),
+            "batch_size": Number("batch", now.batch_size, 1, 1024),
+            "seed": Number("seed", now.seed, 0, 100),
+            "quantity": choice(
+                "measure", [(words, key) for key, (words, _) in QUANTITIES.items()], "second_moment"
+            ),
+            "right": choice("right plot", RIGHT_VIEWS, "backward"),
+        }  # fmt: skip
+
+    def _arrange(self) -> list[widgets.Widget]:
+        def row(*names: str) -> widgets.HBox:
+            return widgets.HBox(
+                [self.controls[name] for name in names],
+                layout=widgets.Layout(flex_flow="row wrap", width="100%"),
+            )
+
+        more = widgets.VBox(
+            [
+                row("architecture", "data", "loss", "bias"),
+                row("gain", "bias_std", "batch_size", "seed"),
+                row("norm", "padding", "quantity", "right"),
+            ]
+        )
+        self._folds = [
+            _fold("more: network, input, loss, bias, gain, seed, what is drawn", more),
+            _fold("table of the same numbers", self._table),
+            _fold("PyTorch code, and a string to share", widgets.VBox([self._share, self._code])),
+        ]
+        buttons = [
+            self._button("Pin", "keep this curve for comparison; again to let it go", self.pin),
+            self._button("Resample", "draw new weights, inputs and probe", self.resample),
+            self._button("Reset", "return to where this explorer began", self.reset),
+        ]
+        return [
+            row("scheme", "activation", "depth", "width"),
+            self.controls["scheme_params"],
+            self.live,
+            self._status,
+            widgets.HBox(buttons),
+            *self._folds,
+        ]
+
+    def _button(self, text: str, tooltip: str, action: Any) -> widgets.Button:
+        button = widgets.Button(
+            description=text, tooltip=tooltip, layout=widgets.Layout(width="96px")
+        )
+        button.on_click(lambda _: action())
+        return button
+
+    def _observe(self) -> None:
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: self._changed(name), "value")
+        for fold in self._folds:
+            fold.observe(lambda change: self._fill_folds(), "selected_index")
+        self._share.observe(self._pasted, "value")
+
+    # ------------------------------------------------------------ what others may call
+
+    @property
+    def experiment(self) -> Experiment:
+        return self._experiment
+
+    @experiment.setter
+    def experiment(self, experiment: Experiment) -> None:
+        if not isinstance(experiment, Experiment):
+            raise TypeError(f"experiment must be an Experiment, not {type(experiment).__name__}")
+        with self._lock:
+            self._load(experiment)
+            self._refresh()
+
+    @property
+    def status(self) -> str:
+        """The text of the status line."""
+        return self._text
+
+    def summary(self) -> str:
+        """What is shown, in two short deterministic lines."""
+        now = self._experiment
+        size = "-".join(map(str, now.widths)) if now.widths else f"{now.depth} × {now.width}"
+        return (
+            f"{now.architecture} {size}, {now.activation}, {now.scheme}, {now.data}\n{self._text}"
+        )
+
+    def code(self) -> str:
+        """A stand-alone PyTorch script that measures what is shown."""
+        return self._experiment.code()
+
+    def pin(self) -> None:
+        """Keep the present curves as ghosts; a second call lets them go."""
+        with self._lock:
+            if self._pinned is not None or self.trace is None:
+                self._pinned = None
+            else:
+                now = self._experiment
+                self._pinned = (f"pinned: {now.activation}, {now.scheme}", self.trace)
+            self._draw()
+
+    def resample(self) -> None:
+        """Draw everything anew, with the next seed."""
+        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
+
+    def reset(self) -> None:
+        """Return to the first experiment, nothing pinned."""
+        with self._lock:
+            self._pinned = None
+            self.experiment = self._start
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
+        data = {**data, "text/plain": self.summary(), "image/png": self.live.png}
+        return (data, *rest) if rest else data
+
+    def __repr__(self) -> str:
+        return f"SignalExplorer: {self.summary()}"
+
+    # ------------------------------------------------------------ controls ⇄ experiment
+
+    def _load(self, experiment: Experiment) -> None:
+        """Show this experiment in the controls, without reacting to each."""
+        self._loading = True
+        try:
+            self._experiment = experiment
+            self._widths = experiment.widths
+            self.controls["scheme_params"].show(experiment.scheme)
+            self._offer_bias(experiment.bias)
+            for field in dataclasses.fields(experiment):
+                if field.name in self.controls:
+                    value = getattr(experiment, field.name)
+                    if field.name == "scheme_params":
+                        value = with_defaults(experiment.scheme, value)
+                    if field.name == "bias_std":
+                        value = value or 0.0
+                    self.controls[field.name].value = value
+        finally:
+            self._loading = False
+
+    def _offer_bias(self, bias: Any) -> None:
+        """A numeric bias is not on the menu until an experiment brings one."""
+        extra = [] if bias in [value for _, value in _BIASES] else [(f"constant {bias}", bias)]
+        self.controls["bias"].options = [*_BIASES, *extra]
+
+    def _read(self) -> Experiment:
+        """The experiment that the controls describe; ValueError or TypeError if there is none."""
+        names = [field.name for field in dataclasses.fields(Experiment)]
+        values = {name: self.controls[name].value for name in names if name in self.controls}
+        if values["bias"] != "normal":
+            values["bias_std"] = None
+        return Experiment(**values, widths=self._widths)
+
+    def _changed(self, name: str) -> None:
+        if self._loading:
+            return
+        self._newest += 1
+        mine = self._newest
+        with self._lock:
+            if mine != self._newest:  # a later change is waiting; it will show both
+                return
+            if name in ("depth", "width"):
+                self._widths = None
+            if name == "scheme":
+                self._quietly(self.controls["scheme_params"].show, self.controls["scheme"].value)
+            if name == "bias_std" and self.controls["bias"].value != "normal":
+                self._quietly(setattr, self.controls["bias"], "value", "normal")
+            try:
+                self._experiment = self._read()
+            except (ValueError, TypeError) as error:
+                self._fail(str(error))
+                return
+            self._refresh()
+
+    def _quietly(self, action: Any, *args: Any) -> None:
+        self._loading = True
+        try:
+            action(*args)
+        finally:
+            self._loading = False
+
+    def _pasted(self, change: Any) -> None:
+        text = change["new"].strip()
+        if not text or text == self._experiment.share():
+            return
+        try:
+            self.experiment = Experiment.from_share(text)
+        except (ValueError, TypeError) as error:
+            self._fail(str(error))
+
+    # ------------------------------------------------------------ compute and draw
+
+    def _refresh(self) -> None:
+        try:
+            if self._experiment.estimate()[1] > _NOTICEABLE:
+                self._say("Computing …")
+            start = time.perf_counter()
+            self.trace = self._experiment.run(
+                histogram=self.controls["right"].value == "histograms",
+                geometry=self.controls["right"].value == "cosine",
+            )
+            self.prediction = self._experiment.predict()
+            self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
+            self._draw()
+        except Exception as error:  # a callback's exception would be shown nowhere
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _draw(self) -> None:
+        if self.trace is None or self.prediction is None:
+            return
+        words = finding(self._experiment, self.trace, self.prediction)
+        right = self.controls["right"].value
+        self._update_panel(self._panels[0], "forward")
+        self._update_panel(self._panels[1], right)
+        moving = [artist for panel in self._panels for artist in panel.moving]
+        background = tuple(panel.background for panel in self._panels)
+        self.live.refresh(moving, background, f"Signal per layer. {words}")
+        self.live.readout = self._readout()
+        self.timing |= self.live.timing
+        self._say(words)
+        self._fill_folds()
+
+    def _update_panel(self, panel: Panel, what: str) -> None:
+        assert self.trace is not None
+        if what == "histograms":
+            panel.histograms(self.trace)
+            return
+        if what == "units":
+            panel.update(what, measured=unit_curves(self.trace), depth=self._experiment.depth)
+            return
+        quantity = self.controls["quantity"].value
+        pinned = None
+        if self._pinned:
+            label, ghost = self._pinned
+            pinned = curve(ghost, what, quantity, label)
+            if not np.isfinite(pinned.values).any() and not pinned.note:
+                pinned = None
+        panel.update(
+            what,
+            measured=[curve(self.trace, what, quantity, "measured")],
+            theory=self._theory(what, quantity),
+            pinned=pinned,
+            quantity=quantity,
+            depth=self._experiment.depth,
+        )
+
+    def _theory(self, what: str, quantity: str) -> Curve | None:
+        if not self.prediction or what not in ("forward", "backward"):
+            return None
+        # E h = 0 for zero-mean weights, so that variance and second moment agree.
+        known = "second_moment" if quantity == "var" else quantity
+        theory = curve(self.prediction, what, known, "theory")
+        return theory if np.isfinite(theory.values).any() else None
+
+    def _readout(self) -> list[dict[str, Any]]:
+        assert self.trace is not None
+        views = ("forward", self.controls["right"].value)
+        parts = []
+        for box, panel, what in zip(self.live.boxes(), self._panels, views, strict=True):
+            rows = [] if what == "histograms" else self._readout_rows(what)
+            parts.append({"box": box, "span": list(panel.ax.get_xlim()), "rows": rows})
+        return parts
+
+    def _readout_rows(self, what: str) -> list[list[Any]]:
+        assert self.trace is not None
+        if what == "units":
+            curves = unit_curves(self.trace)
+        else:
+            quantity = self.controls["quantity"].value
+            curves = [curve(self.trace, what, quantity, "measured"), self._theory(what, quantity)]
+        shown = [each for each in curves if each is not None and len(each.layers)]
+        if not shown:
+            return []
+        layers = shown[0].layers
+        chosen = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), _READOUT_ROWS)))
+        rows = []
+        for i in chosen.astype(int):
+            numbers = ", ".join(f"{each.label} {each.values[i]:.4g}" for each in shown)
+            rows.append([int(layers[i]), f"layer {layers[i]}: {numbers}"])
+        return rows
+
+    def _fill_folds(self) -> None:
+        """Write the table and the code where they are open; hidden, they cost nothing."""
+        _, table, code = self._folds
+        if table.selected_index is not None and self.trace is not None:
+            self._table.value = _numbers(self.trace, self.prediction)
+        if code.selected_index is not None:
+            self._code.value = self.code()
+            self._share.value = self._experiment.share()
+
+    def _say(self, text: str) -> None:
+        self._text = text
+        self._status.value = f'<span role="status">{html.escape(text)}</span>'
+
+    def _fail(self, text: str) -> None:
+        """Say what is wrong, and show the picture as out of date."""
+        self._text = text
+        self._status.value = (
+            f'<span role="alert" style="color: var(--jp-error-color0, #a00)">'
+            f"⚠ {html.escape(text)}</span>"
+        )
+        self.live.dimmed = True
+
+
+def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
+    return widgets.Accordion([content], titles=(title,), selected_index=None)
+
+
+def _numbers(trace: Trace, prediction: Prediction | None) -> str:
+    """Every layer's numbers as an HTML table, at most 400 rows."""
+    theory = {site.name: site for site in prediction or ()}
+    head = (
+        "layer", "site", "E h²", "theory", "var across samples", "gradient E δ²", "theory",
+        "weight gradient", "zeros", "not finite",
+    )  # fmt: skip
+    rows = []
+    for site in trace[:_READOUT_ROWS]:
+        said = theory.get(site.name)
+        cells = (
+            str(site.depth),
+            site.name,
+            _cell(site.forward, "second_moment"),
+            _cell(said and said.forward, "second_moment"),
+            _cell(site.forward, "across_samples_var"),
+            _cell(site.backward, "second_moment"),
+            _cell(said and said.backward, "second_moment"),
+            _cell(site.weight_grad, "second_moment"),
+            "" if site.zero_fraction is None else f"{site.zero_fraction:.0%}",
+            f"{site.forward.nonfinite:,}" if site.forward.nonfinite else "",
+        )
+        rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        '<div tabindex="0" role="region" aria-label="numbers per layer" '
+        'style="max-height: 320px; overflow: auto; line-height: 1.5">'
+        f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(stats: Any, quantity: str) -> str:
+    value = getattr(stats, quantity, None)
+    return "" if value is None else f"{value:.4g}"

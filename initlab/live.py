@@ -1,0 +1,169 @@
+"""LiveFigure: the one widget that shows a matplotlib figure and refreshes it fast.
+
+The figure's static part is drawn once and kept as pixels; an update restores them, draws the moving
+artists over them and sends one PNG. Nothing here knows what is drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anywidget
+import traitlets
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+_FRONT_END = """
+function nameControls(root) {
+  // ipywidgets' sliders have no accessible name of their own: lend them their visible label.
+  for (const box of root.querySelectorAll('.widget-hslider, .widget-text')) {
+    const label = box.querySelector('.widget-label')?.textContent
+      || box.closest('.initlab-number')?.querySelector('.widget-label')?.textContent;
+    if (!label) continue;
+    for (const part of box.querySelectorAll('.noUi-handle, input'))
+      if (part.getAttribute('aria-label') !== label) part.setAttribute('aria-label', label);
+    for (const part of box.querySelectorAll('.widget-readout'))
+      if (!part.getAttribute('aria-label')) part.setAttribute('aria-label', label + ', value');
+  }
+}
+
+function render({ model, el }) {
+  el.classList.add('initlab-live');
+  const image = document.createElement('img');
+  const note = document.createElement('div');
+  note.className = 'initlab-readout';
+  note.setAttribute('aria-hidden', 'true');
+  el.append(image, note);
+
+  let url = null;
+  const showPixels = () => {
+    const previous = url;
+    url = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
+    image.onload = () => { if (previous) URL.revokeObjectURL(previous); };
+    image.src = url;
+  };
+  const showText = () => { image.alt = model.get('alt'); };
+  const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
+
+  const read = (event) => {
+    const box = image.getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width;
+    const y = (event.clientY - box.top) / box.height;
+    for (const axes of model.get('readout')) {
+      const [left, top, right, bottom] = axes.box;
+      if (x < left || x > right || y < top || y > bottom || !axes.rows.length) continue;
+      const at = axes.span[0] + (x - left) / (right - left) * (axes.span[1] - axes.span[0]);
+      let nearest = axes.rows[0];
+      for (const row of axes.rows)
+        if (Math.abs(row[0] - at) < Math.abs(nearest[0] - at)) nearest = row;
+      note.textContent = nearest[1];
+      return;
+    }
+    note.textContent = '';
+  };
+  image.addEventListener('pointermove', read);
+  image.addEventListener('pointerleave', () => { note.textContent = ''; });
+
+  model.on('change:png', showPixels);
+  model.on('change:alt', showText);
+  model.on('change:dimmed', showState);
+  showText(); showPixels(); showState();
+
+  let watcher = null;
+  const start = () => {
+    const root = el.closest('.initlab-explorer');
+    if (!root) { if (el.isConnected === false) requestAnimationFrame(start); return; }
+    nameControls(root);
+    watcher = new MutationObserver(() => nameControls(root));
+    watcher.observe(root, { childList: true, subtree: true });
+  };
+  requestAnimationFrame(start);
+  return () => { watcher?.disconnect(); if (url) URL.revokeObjectURL(url); };
+}
+export default { render };
+"""
+
+_STYLE = """
+.initlab-live { position: relative; line-height: 0; min-height: 100px; }
+.initlab-live img { width: 100%; height: auto; background: white; border-radius: 4px;
+  transition: opacity 0.15s; }
+.initlab-live.initlab-dimmed img { opacity: 0.3; }
+.initlab-readout { line-height: 1.4; min-height: 1.4em; font-size: 12px; padding: 1px 6px;
+  color: var(--jp-ui-font-color1, #333); font-variant-numeric: tabular-nums; }
+"""
+
+
+class LiveFigure(anywidget.AnyWidget):
+    """Shows a matplotlib figure as an ``<img>`` with alt text and a read-out under the pointer.
+
+    Attributes:
+        figure: the figure; the caller owns its artists.
+        alt: what the picture says, in words.
+        readout: per Axes ``{"box": [left, top, right, bottom] in fractions of the image,
+            "span": [x0, x1], "rows": [[x, text], …]}``.
+        dimmed: show the picture as out of date.
+        timing: milliseconds of the last refresh: ``draw`` and ``encode``.
+    """
+
+    _esm = _FRONT_END
+    _css = _STYLE
+
+    png = traitlets.Bytes(b"").tag(sync=True)
+    alt = traitlets.Unicode("").tag(sync=True)
+    readout = traitlets.List([]).tag(sync=True)
+    dimmed = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self, figure: Figure, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.figure = figure
+        self.timing: dict[str, float] = {}
+        self._background: Any = None
+        self._key: object = None
+
+    def refresh(self, moving: Sequence[Artist], background: object, alt: str) -> None:
+        """Draw and send the picture.
+
+        Args:
+            moving: artists that are drawn over the kept background; they are ``animated``.
+            background: equal to the last call's as long as everything else is unchanged.
+            alt: the new alt text.
+        """
+        start = time.perf_counter()
+        canvas: Any = self.figure.canvas
+        if background != self._key or self._background is None:
+            canvas.draw()
+            self._background = canvas.copy_from_bbox(self.figure.bbox)
+            self._key = background
+        else:
+            canvas.restore_region(self._background)
+        for artist in moving:
+            self.figure.draw_artist(artist)
+        drawn = time.perf_counter()
+        png = _encode(canvas)
+        self.timing = {
+            "draw": 1e3 * (drawn - start),
+            "encode": 1e3 * (time.perf_counter() - drawn),
+        }
+        with self.hold_sync():
+            self.png, self.alt, self.dimmed = png, alt, False
+
+    def boxes(self) -> list[list[float]]:
+        """Where each Axes lies: left, top, right, bottom in fractions of the image."""
+        spots = [ax.get_position() for ax in self.figure.axes]
+        return [[spot.x0, 1 - spot.y1, spot.x1, 1 - spot.y0] for spot in spots]
+
+
+def _encode(canvas: Any) -> bytes:
+    """The canvas as PNG, at the compression that is fastest to make and small enough to send."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = canvas.buffer_rgba()
+    size = canvas.get_width_height(physical=True)
+    image = Image.frombuffer("RGBA", size, pixels, "raw", "RGBA", 0, 1).convert("RGB")
+    image.save(buffer, format="png", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,466 @@
+"""Matplotlib drawings of traces and predictions, each drawable once and updatable in place.
+
+``plot`` is the one door. A ``Panel`` draws the same pictures into one Axes and keeps its artists,
+so that an explorer can move them: what changes rarely (axes, grid, zone) is told apart from what
+changes at every step (``Panel.moving``), which a ``LiveFigure`` blits.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from initlab.errors import unknown_name
+from initlab.prediction import PredictedSite, Prediction
+from initlab.tracing import Site, Trace
+
+Quantity = Literal["second_moment", "var", "across_samples_var"]
+Subject = Trace | Prediction
+
+# Okabe & Ito 2008: told apart by all common kinds of colour vision.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, SKY, YELLOW, BLACK, GREY = "#CC79A7", "#56B4E9", "#E69F00", "#222222", "#8a8a8a"
+_CYCLE = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (YELLOW, "v"))
+
+HEALTHY = (0.1, 10.0)
+"""The zone shaded as healthy: within a factor of 10 of 1."""
+
+QUANTITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "second_moment": ("second moment", "what σ²_w E φ² + σ²_b propagates: how large"),
+        "var": ("variance", "over samples and units together"),
+        "across_samples_var": (
+            "variance across samples",
+            "what still tells one input from another",
+        ),
+    }
+)
+"""What can be drawn of a tensor: its name in words, and what it says."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of picture: its title, its y-axis, and the field of a site that it draws."""
+
+    title: str
+    field: str
+    log: bool = True
+    kinds: tuple[str, ...] = ("affine", "recurrent", "attention")
+
+
+VIEWS: Mapping[str, View] = MappingProxyType(
+    {
+        "forward": View("Forward: {} of the pre-activations", "forward"),
+        "backward": View("Backward: {} of the gradients", "backward"),
+        "weights": View("Weights: {}", "weight"),
+        "weight_grad": View("Weight gradients: {}", "weight_grad"),
+        "units": View("Dead and saturated", "dead_fraction", log=False, kinds=("activation",)),
+        "cosine": View("Cosine between inputs", "cosine", log=False),
+        "histograms": View("Pre-activations, layer by layer", "histogram", log=False),
+    }
+)
+"""Every ``what`` that ``plot`` draws."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: layer numbers, values (nan where there are none), and what cut it short."""
+
+    label: str
+    layers: np.ndarray
+    values: np.ndarray
+    note: str = ""
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+class Picture(Figure):
+    """A Figure that shows itself as a PNG in a notebook, without pyplot."""
+
+    def __init__(self, width: float = 9.0, height: float = 3.6, dpi: float = 100) -> None:
+        super().__init__(figsize=(width, height), dpi=dpi, facecolor="white")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- from sites to curves
+
+
+def curve(
+    subject: Subject, what: str = "forward", quantity: str = "second_moment", label: str = ""
+) -> Curve:
+    """The values of one picture as a Curve over layers.
+
+    Backward values are divided by the output's, so that a loss and a probe can be compared.
+    """
+    view = VIEWS[what]
+    scale = _output_gradient(subject) if what == "backward" else 1.0
+    sites = [site for site in subject if site.kind in view.kinds]
+    values = np.array([_value(site, view.field, quantity) for site in sites]) / scale
+    layers = np.array([site.depth for site in sites])
+    note, end = _cut_short(sites, values, view) if view.log else ("", len(values))
+    values[end:] = math.nan
+    return Curve(label, layers, values, note)
+
+
+def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:
+    value = getattr(site, field, None)
+    if value is None:
+        return math.nan
+    if isinstance(value, int | float):
+        return float(value)
+    number = getattr(value, quantity, None)
+    return math.nan if number is None else float(number)
+
+
+def _output_gradient(subject: Subject) -> float:
+    """E δ² at the output: 1 where there is none, or where it is 0 or not finite."""
+    if not len(subject) or subject[-1].backward is None:
+        return 1.0
+    value = subject[-1].backward.second_moment
+    return value if 0 < value < math.inf else 1.0
+
+
+def _cut_short(
+    sites: Sequence[Site | PredictedSite], values: np.ndarray, view: View
+) -> tuple[str, int]:
+    """Where a log curve ends, and why in words: overflow, or a value of exactly 0.
+
+    A backward curve is read from the output down, so its flaw is the one nearest the output.
+    """
+    backward = view.field in ("backward", "weight_grad")
+    order = range(len(sites) - 1, -1, -1) if backward else range(len(sites))
+    for index in order:
+        stats = getattr(sites[index], view.field, None)
+        word = ""
+        if stats is not None and getattr(stats, "nonfinite", 0):
+            word = f"overflow at layer {sites[index].depth}"
+        elif values[index] == 0:
+            word = f"0 at layer {sites[index].depth}"
+        if word:
+            if backward:
+                values[: index + 1] = math.nan
+                return word + " and below", len(values)
+            return word, index
+    return "", len(values)
+
+
+def _fold_seeds(curves: Sequence[Curve]) -> Curve:
+    """Median and 10-90 % band over seeds."""
+    table = np.stack([each.values for each in curves])
+    low, middle, high = np.nanquantile(table, [0.1, 0.5, 0.9], axis=0)
+    note = next((each.note for each in curves if each.note), "")
+    return Curve(f"median of {len(curves)}", curves[0].layers, middle, note, low, high)
+
+
+# ---------------------------------------------------------------- one Axes, updated in place
+
+
+class Panel:
+    """One Axes with its curves; ``background`` says when more than ``moving`` has changed."""
+
+    def __init__(self, ax: Axes, *, animated: bool = False) -> None:
+        self.ax = ax
+        self.animated = animated
+        self.background: tuple = ()
+        self.moving: list[Artist] = []
+
+    def update(
+        self,
+        what: str,
+        *,
+        measured: Sequence[Curve] = (),
+        theory: Curve | None = None,
+        pinned: Curve | None = None,
+        quantity: str = "second_moment",
+        depth: int | None = None,
+    ) -> None:
+        """Draw these curves instead of the last ones."""
+        self.clear_moving()
+        view = VIEWS[what]
+        curves = [*measured, *(each for each in (theory, pinned) if each is not None)]
+        deepest = max([int(each.layers.max()) for each in curves if len(each.layers)] or [1])
+        limits = _limits(curves) if view.log else (-0.03, 1.03)
+        background = (what, quantity, nice_depth(max(deepest, depth or 1)), limits)
+        if background != self.background:
+            self._dress(view, quantity, *background[2:])
+            self.background = background
+        ends: list[tuple[float, float, str, str]] = []
+        if theory is not None:
+            ends += self._draw(theory, color=BLACK, linewidth=1.3, zorder=2)
+        if pinned is not None:
+            ends += self._draw(pinned, color=ORANGE, linewidth=1.4, linestyle="--", zorder=3)
+        for each, (color, marker) in zip(measured, _CYCLE * (1 + len(measured) // 5), strict=False):
+            ends += self._draw(
+                each,
+                color=color,
+                marker=marker,
+                markersize=4.5 if deepest <= 120 else 2,
+                linewidth=0.8,
+                zorder=4,
+            )
+        self._label(ends)
+
+    def histograms(self, trace: Trace) -> None:
+        """A ridgeline: one density per layer, each over its own range, from first to last."""
+        self.clear_moving()
+        self._dress(VIEWS["histograms"], "", 1, (0, 1))
+        self.background = ("histograms", id(trace))
+        sites = [site for site in trace if site.kind == "affine" and site.histogram is not None]
+        shown = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, 12).astype(int))]
+        spread = max([site.forward.std for site in shown if site.histogram] or [1.0])
+        reach = 4 * spread if math.isfinite(spread) and spread > 0 else 1.0
+        for row, site in enumerate(shown):
+            self._ridge(site, len(shown) - row, reach)
+        self.ax.set_xlim(-reach, reach)
+        self.ax.set_ylim(0.6, len(shown) + 1.9)
+        self.ax.set_yticks(range(1, len(shown) + 1), [str(site.depth) for site in shown[::-1]])
+        self.ax.set_ylabel("layer")
+        self.ax.set_xlabel("pre-activation")
+        self.ax.grid(False)
+
+    def _ridge(self, site: Site, base: float, reach: float) -> None:
+        histogram = site.histogram
+        assert histogram is not None
+        edges, counts = np.array(histogram.edges), np.array(histogram.counts, float)
+        height = 1.5 * counts / max(counts.max(), 1)
+        if edges[-1] - edges[0] < reach / 200:  # a spike: all values nearly equal
+            edges = edges.mean() + np.linspace(-1, 1, len(edges)) * reach / 200
+        order = 10 - base / 100
+        self.ax.stairs(base + height, edges, baseline=base, fill=True, color=SKY, alpha=0.75,
+                       zorder=order)  # fmt: skip
+        self.ax.stairs(base + height, edges, baseline=base, color=BLUE, linewidth=0.8, zorder=order)
+
+    def _draw(self, each: Curve, **style) -> list[tuple[float, float, str, str]]:
+        """Add the line, and return where its label goes: x, y, text, colour."""
+        finite = np.isfinite(each.values)
+        (line,) = self.ax.plot(each.layers, each.values, **style)
+        artists: list[Artist] = [line]
+        if each.low is not None and each.high is not None:
+            artists.append(
+                self.ax.fill_between(
+                    each.layers, each.low, each.high, color=style["color"], alpha=0.15, linewidth=0
+                )
+            )
+        for artist in artists:
+            artist.set_animated(self.animated)
+        self.moving += artists
+        if not finite.any():
+            middle = math.sqrt(math.prod(self.ax.get_ylim())) if each.note else math.nan
+            text = f"{each.label}: {each.note}" if each.label else each.note
+            return [(1, middle, text, style["color"])] if each.note else []
+        backward = each.note.endswith("below")
+        last = int(np.flatnonzero(finite)[0 if backward else -1])
+        text = f"{each.label}: {each.note}" if each.note else each.label
+        return [(float(each.layers[last]), float(each.values[last]), text, style["color"])]
+
+    def _label(self, ends: Sequence[tuple[float, float, str, str]]) -> None:
+        """Names at the curves' ends, pushed apart where they would touch."""
+        to_axes = (self.ax.transData + self.ax.transAxes.inverted()).transform
+        spots = sorted(
+            (
+                [*to_axes((x, y)), text, color]
+                for x, y, text, color in ends
+                if text and math.isfinite(y)
+            ),
+            key=lambda spot: -spot[1],
+        )
+        for above, spot in zip([None, *spots], spots, strict=False):
+            spot[1] = min(max(spot[1], 0.03), 0.97)
+            if above is not None and abs(above[0] - spot[0]) < 0.3:
+                spot[1] = min(spot[1], above[1] - 0.065)
+        for x, y, text, color in spots:
+            beyond = x > 0.75 and len(text) > 14
+            artist = self.ax.text(
+                x + (-0.02 if beyond else 0.02),
+                y + (0.07 if beyond else 0),
+                text,
+                color=color,
+                fontsize=9,
+                va="center",
+                ha="right" if beyond else "left",
+                transform=self.ax.transAxes,
+                clip_on=False,
+                zorder=6,
+                animated=self.animated,
+            )
+            self.moving.append(artist)
+
+    def clear_moving(self) -> None:
+        """Take the last curves out of the Axes."""
+        for artist in self.moving:
+            artist.remove()
+        self.moving = []
+
+    def _dress(self, view: View, quantity: str, depth: int, limits: tuple[float, float]) -> None:
+        """Everything that stays while curves move."""
+        ax = self.ax
+        ax.clear()
+        ax.set_title(
+            view.title.format(QUANTITIES.get(quantity, ("",))[0]), loc="left", fontsize=10.5
+        )
+        ax.set_xlabel("layer", fontsize=9.5)
+        ax.set_xlim(0, depth * 1.02)
+        if view.log:
+            ax.set_yscale("log")
+            decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
+            step = max(1, math.ceil(decades / 6))
+            ax.yaxis.set_major_locator(LogLocator(base=10.0**step if step < 300 else 1e300))
+            ax.yaxis.set_minor_locator(NullLocator())
+            if view.field in ("forward", "backward"):
+                ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
+                ax.text(0.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
+                        va="bottom", zorder=1)  # fmt: skip
+        ax.set_ylim(*limits)
+        ax.grid(axis="y", color="#e8e8e8", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=9, colors="#444444")
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_color("#999999")
+
+
+_DEPTHS = (5, 10, 20, 30, 50, 75, 100)
+
+
+def nice_depth(depth: int) -> int:
+    """The x-axis' end: steps of a ladder, so that a moving depth rarely moves the axis.
+
+    >>> nice_depth(37), nice_depth(101), nice_depth(10_000)
+    (50, 200, 10000)
+    """
+    ladder = [*_DEPTHS, *(lead * 10**power for power in range(2, 9) for lead in (2, 3, 5, 7.5, 10))]
+    return int(next((step for step in ladder if step >= depth), depth))
+
+
+_LOWS = (-4, -8, -16, -32, -64, -128, -308)
+_HIGHS = (4, 8, 16, 32, 64, 128, 300)
+
+
+def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """A generous y-range on a ladder: the same for small changes of the curves."""
+    logs = [np.log10(each.values[each.values > 0]) for each in curves]
+    values = np.concatenate([*logs, [0.0]])
+    low = next((step for step in _LOWS if step <= values.min() - 0.5), _LOWS[-1])
+    high = next((step for step in _HIGHS if step >= values.max() + 0.5), _HIGHS[-1])
+    return 10.0**low, 10.0**high
+
+
+# ---------------------------------------------------------------- the door
+
+
+def plot(
+    subject: Subject | Sequence[Subject] | Mapping[str, Subject],
+    what: str = "forward",
+    ax: Axes | None = None,
+    *,
+    quantity: Quantity = "second_moment",
+) -> Figure:
+    """Draw traces and predictions over depth.
+
+    Args:
+        subject: one Trace or Prediction; several, drawn over each other (three or more traces of
+            the same sites are drawn as median and 10-90 % band); or a mapping label → subject.
+        what: "forward", "backward", "weights", "weight_grad", "units", "cosine" (needs a trace
+            with ``geometry=True``) or "histograms" (``histogram=True``).
+        ax: an Axes to draw into; a new figure if None.
+        quantity: "second_moment", "var" or "across_samples_var".
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: unknown ``what`` or ``quantity``, or a trace without what is to be drawn.
+        TypeError: something that is neither a Trace nor a Prediction.
+    """
+    if what not in VIEWS:
+        raise unknown_name("what", what, VIEWS)
+    if quantity not in QUANTITIES:
+        raise unknown_name("quantity", quantity, QUANTITIES)
+    named = _named(subject)
+    if ax is None:
+        figure = Picture(6.4, 3.8)
+        ax = figure.add_axes((0.12, 0.14, 0.68, 0.74))
+    panel = Panel(ax)
+    traces = {label: each for label, each in named.items() if isinstance(each, Trace)}
+    predictions = [each for each in named.values() if isinstance(each, Prediction)]
+    _require(what, traces, predictions)
+    if what == "histograms":
+        panel.histograms(next(iter(traces.values())))
+        return ax.figure  # type: ignore[return-value]
+    if what == "units":
+        panel.update(what, measured=unit_curves(next(iter(traces.values()))))
+        return ax.figure  # type: ignore[return-value]
+    measured = [curve(each, what, quantity, label) for label, each in traces.items()]
+    if len(measured) >= 3 and isinstance(subject, Sequence) and _same_layers(measured):
+        measured = [_fold_seeds(measured)]
+    theory = curve(predictions[0], what, quantity, "theory") if predictions else None
+    panel.update(what, measured=measured, theory=theory, quantity=quantity)
+    return ax.figure  # type: ignore[return-value]
+
+
+def unit_curves(trace: Trace) -> list[Curve]:
+    """Fractions of dead units, of saturated elements and of zeros per activation site."""
+    sites = trace.select(kind="activation")
+    layers = np.array([site.depth for site in sites])
+    curves = []
+    for field, label in (
+        ("dead_fraction", "dead units"),
+        ("saturated_fraction", "saturated"),
+        ("zero_fraction", "zeros"),
+    ):
+        values = np.array([_value(site, field, "") for site in sites])
+        if np.isfinite(values).any():
+            curves.append(Curve(label, layers, values))
+    return curves
+
+
+def _named(subject: Subject | Sequence[Subject] | Mapping[str, Subject]) -> dict[str, Subject]:
+    if isinstance(subject, Trace | Prediction):
+        subject = [subject]
+    if not isinstance(subject, Mapping):
+        count = sum(isinstance(each, Trace) for each in subject)
+        labels = ["measured" if count == 1 else f"trace {i + 1}" for i in range(len(subject))]
+        subject = {
+            label if isinstance(each, Trace) else f"theory {i}": each
+            for i, (label, each) in enumerate(zip(labels, subject, strict=True))
+        }
+    for each in subject.values():
+        if not isinstance(each, Trace | Prediction):
+            raise TypeError(f"plot draws a Trace or a Prediction, not a {type(each).__name__}")
+    if not subject:
+        raise ValueError("plot needs at least one Trace or Prediction")
+    return dict(subject)
+
+
+def _require(what: str, traces: Mapping[str, Trace], predictions: Sequence[Prediction]) -> None:
+    needs = {"histograms": "histogram", "cosine": "geometry"}.get(what)
+    if what in ("histograms", "units", "weights", "weight_grad", "cosine") and not traces:
+        raise ValueError(f"what={what!r} needs a Trace; a Prediction has none")
+    field = VIEWS[what].field
+    if needs and all(getattr(site, field) is None for each in traces.values() for site in each):
+        raise ValueError(f"what={what!r} needs trace(…, {needs}=True)")
+    if what in ("backward", "weight_grad") and traces and not predictions:
+        each = next(iter(traces.values()))
+        if all(getattr(site, field) is None for site in each):
+            raise ValueError(f"what={what!r} needs a trace with backward=True")
+
+
+def _same_layers(curves: Sequence[Curve]) -> bool:
+    return all(np.array_equal(each.layers, curves[0].layers) for each in curves)
