@@ -19,7 +19,8 @@ def import_seconds(module: str) -> float:
 
 
 def main() -> None:
-    import_seconds("torch"), import_seconds("initlab")  # bytecode and disk cache
+    for module in ("torch", "initlab"):
+        import_seconds(module)  # fills the bytecode and disk caches
     pairs = []
     for turn in range(PAIRS):
         order = ("torch", "initlab") if turn % 2 else ("initlab", "torch")

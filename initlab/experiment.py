@@ -166,16 +166,19 @@ class Experiment:
 
     def _check_size(self) -> None:
         memory, work = self.estimate()
-        asked = f"depth={self.depth:,} with width={self.width:,} and batch_size={self.batch_size:,} needs"
+        asked = (
+            f"depth={self.depth:,} with width={self.width:,} "
+            f"and batch_size={self.batch_size:,} needs about"
+        )
         remedy = "take a smaller depth, width or batch_size"
         if memory > MEMORY_LIMIT:
             raise ValueError(
-                f"{asked} about {memory / 2**30:,.1f} GiB of memory, above the limit of "
+                f"{asked} {memory / 2**30:,.1f} GiB of memory, above the limit of "
                 f"{MEMORY_LIMIT / 2**30:.0f} GiB; {remedy}"
             )
         if work > WORK_LIMIT:
             raise ValueError(
-                f"{asked} about {work:.0e} operations, above the limit of {WORK_LIMIT:.0e}; {remedy}"
+                f"{asked} {work:.0e} operations, above the limit of {WORK_LIMIT:.0e}; {remedy}"
             )
 
     def estimate(self) -> tuple[float, float]:

@@ -280,10 +280,11 @@ class Panel:
             ),
             key=lambda spot: -spot[1],
         )
-        for above, spot in zip([None, *spots], spots, strict=False):
-            spot[1] = min(max(spot[1], 0.03), 0.97)
-            if above is not None and abs(above[0] - spot[0]) < 0.3:
-                spot[1] = min(spot[1], above[1] - 0.065)
+        for rank, spot in enumerate(spots):
+            lowest = 0.03 + _LABEL_HEIGHT * (len(spots) - 1 - rank)
+            near = [above[1] for above in spots[:rank] if abs(above[0] - spot[0]) < 0.3]
+            highest = min([0.97, *(y - _LABEL_HEIGHT for y in near)])
+            spot[1] = min(max(spot[1], lowest), highest)
         for x, y, text, color in spots:
             beyond = x > 0.75 and len(text) > 14
             artist = self.ax.text(
@@ -324,8 +325,8 @@ class Panel:
             ax.yaxis.set_minor_locator(NullLocator())
             if view.field in ("forward", "backward"):
                 ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
-                ax.text(0.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
-                        va="bottom", zorder=1)  # fmt: skip
+                ax.text(1.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
+                        ha="right", va="bottom", zorder=1)  # fmt: skip
         ax.set_ylim(*limits)
         ax.grid(axis="y", color="#e8e8e8", linewidth=0.7)
         ax.set_axisbelow(True)
@@ -349,7 +350,8 @@ def nice_depth(depth: int) -> int:
     return int(next((step for step in ladder if step >= depth), depth))
 
 
-_LOWS = (-4, -8, -16, -32, -64, -128, -308)
+_LABEL_HEIGHT = 0.065  # of the Axes
+_LOWS = (-8, -16, -32, -64, -128, -308)
 _HIGHS = (4, 8, 16, 32, 64, 128, 300)
 
 
