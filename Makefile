@@ -17,9 +17,14 @@ EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 heading = @printf '\n==== %s ====\n' '$(1)'
 
+define check_python
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo 'initlab needs Python 3.11 or newer; $(PYTHON) is not: make PYTHON=python3.12 …' >&2; exit 1; }
+endef
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test lint unit nbval browser notebooks bench lock clean check-python
+.PHONY: help lab test lint unit nbval browser notebooks bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -56,7 +61,8 @@ bench: $(INSTALLED) ## print the benchmarks
 	@set -e; for script in benchmarks/*.py; do \
 	  printf '\n==== %s ====\n' "$$script"; $(BIN)/python "$$script"; done
 
-lock: check-python ## write requirements.lock anew, with the newest versions of all but torch
+lock: ## write requirements.lock anew, with the newest versions of all but torch
+	@$(check_python)
 	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh"; \
 	"$$fresh/bin/python" $(PIP_INSTALL) $(EXTRA_INDEX) \
@@ -72,12 +78,8 @@ clean: ## back to a fresh clone: removes .venv, caches, screenshots, builds
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
-check-python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo 'initlab needs Python 3.11 or newer, but "$(PYTHON)" is $(shell $(PYTHON) --version 2>&1 | head -n 1): try make PYTHON=python3.12 …' >&2; \
-	  exit 1; }
-
-$(INSTALLED): requirements.lock pyproject.toml binder/overrides.json | check-python
+$(INSTALLED): requirements.lock pyproject.toml binder/overrides.json
+	@$(check_python)
 	$(call heading,set-up: exact versions into $(VENV))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) $(EXTRA_INDEX) -r requirements.lock

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -113,6 +113,7 @@ class Elementwise(nn.Module):
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
 _ROUNDS = 30
+_MOST_PANELS = 4096
 
 
 def _legendre_tail() -> np.ndarray:
@@ -141,30 +142,25 @@ def gaussian_expectation(
     scale = math.sqrt(q)
     edges = _panel_edges(scale, kinks)
     low, high = edges[:-1], edges[1:]
-    total, size = None, None
-    for _ in range(_ROUNDS):
+    total: np.ndarray | float = 0.0
+    size: Any = None
+    for last in (*[False] * _ROUNDS, True):
         half = (high - low) / 2
         z = (low + half)[:, None] + half[:, None] * _NODES
         density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
         values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
         parts = (values @ _WEIGHTS) * half
+        if size is None:
+            size = np.abs(parts).sum(axis=1)
         rough = np.abs(values @ _TAIL).max(axis=-1) * half
-        size = np.abs(parts).sum(axis=1) if size is None else size
         bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
         bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
-        kept = parts[:, ~bad].sum(axis=1)
-        total = kept if total is None else total + kept
-        if not bad.any():
-            return total
+        if last or not bad.any() or bad.sum() > _MOST_PANELS:
+            return total + parts.sum(axis=1)
+        total = total + parts[:, ~bad].sum(axis=1)
         middle = (low[bad] + high[bad]) / 2
-        low, high, kept = (
-            np.concatenate([low[bad], middle]),
-            np.concatenate([middle, high[bad]]),
-            parts[:, bad].sum(axis=1),
-        )
-        if len(low) > 4096:
-            break
-    return total + kept
+        low, high = np.concatenate([low[bad], middle]), np.concatenate([middle, high[bad]])
+    raise AssertionError("unreachable: the last round returns")
 
 
 def _panel_edges(scale: float, kinks: tuple[float, ...]) -> np.ndarray:
@@ -462,7 +458,7 @@ def activation(spec: str | nn.Module | ElementwiseFunction | Activation) -> Acti
         return _registry[spec]
     if isinstance(spec, type) and issubclass(spec, nn.Module):
         spec = spec()
-    if type(spec) in _FROM_MODULE:
+    if isinstance(spec, nn.Module) and type(spec) in _FROM_MODULE:
         return _FROM_MODULE[type(spec)](spec)
     if not callable(spec):
         raise TypeError(

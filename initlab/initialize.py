@@ -424,7 +424,7 @@ def _fill_bias(
         std = float(bias_std or 0.0)
         nn.init.normal_(bias, 0.0, std, generator=generator)
         return "normal", std
-    if callable(asked):
+    if asked is not None and not isinstance(asked, str | int | float):
         asked(bias)
         return getattr(asked, "__name__", type(asked).__name__), None
     value = finite_number("bias", asked)

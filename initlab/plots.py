@@ -85,6 +85,16 @@ class Curve:
     high: np.ndarray | None = None
 
 
+@dataclass
+class _Spot:
+    """Where a curve's name goes, in fractions of the Axes."""
+
+    x: float
+    y: float
+    text: str
+    color: str
+
+
 class Picture(Figure):
     """A Figure that shows itself as a PNG in a notebook, without pyplot."""
 
@@ -272,26 +282,24 @@ class Panel:
     def _label(self, ends: Sequence[tuple[float, float, str, str]]) -> None:
         """Names at the curves' ends, pushed apart where they would touch."""
         to_axes = (self.ax.transData + self.ax.transAxes.inverted()).transform
-        spots = sorted(
-            (
-                [*to_axes((x, y)), text, color]
-                for x, y, text, color in ends
-                if text and math.isfinite(y)
-            ),
-            key=lambda spot: -spot[1],
-        )
+        spots = []
+        for x, y, text, color in ends:
+            left, bottom = to_axes((x, y))
+            spots.append(_Spot(float(left), float(bottom), text, color))
+        spots = [spot for spot in spots if spot.text and math.isfinite(spot.y)]
+        spots.sort(key=lambda spot: -spot.y)
         for rank, spot in enumerate(spots):
             lowest = 0.03 + _LABEL_HEIGHT * (len(spots) - 1 - rank)
-            near = [above[1] for above in spots[:rank] if abs(above[0] - spot[0]) < 0.3]
+            near = [above.y for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
             highest = min([0.97, *(y - _LABEL_HEIGHT for y in near)])
-            spot[1] = min(max(spot[1], lowest), highest)
-        for x, y, text, color in spots:
-            beyond = x > 0.75 and len(text) > 14
+            spot.y = min(max(spot.y, lowest), highest)
+        for spot in spots:
+            beyond = spot.x > 0.75 and len(spot.text) > 14  # no room to the right of the Axes
             artist = self.ax.text(
-                x + (-0.02 if beyond else 0.02),
-                y + (0.07 if beyond else 0),
-                text,
-                color=color,
+                spot.x + (-0.02 if beyond else 0.02),
+                spot.y + (0.07 if beyond else 0),
+                spot.text,
+                color=spot.color,
                 fontsize=9,
                 va="center",
                 ha="right" if beyond else "left",

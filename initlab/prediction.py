@@ -35,7 +35,7 @@ class Predictable(Protocol):
     @property
     def scheme(self) -> str: ...
     @property
-    def scheme_params(self) -> Mapping[str, Any]: ...
+    def scheme_params(self) -> Mapping[str, Any] | None: ...
     @property
     def gain(self) -> float | None: ...
     @property
@@ -131,7 +131,7 @@ def predict(experiment: Predictable) -> Prediction:
     Raises:
         ValueError, TypeError: as for the experiment's own fields.
     """
-    chosen = scheme(experiment.scheme, **experiment.scheme_params)
+    chosen = scheme(experiment.scheme, **(experiment.scheme_params or {}))
     reason = _silent(experiment, chosen)
     if reason:
         return Prediction((), reason)

@@ -166,9 +166,9 @@ class Scheme:
                 known = ", ".join(self.parameters) or "none"
                 raise TypeError(f"scheme {self.name!r} has no parameter {name!r}; it has: {known}")
             self._require(name, value)
-        chosen = {**self.values, **values}
+        chosen: dict[str, Any] = {**self.values, **values}
         for low, high in (("low", "high"), ("a", "b")):
-            if low in chosen and high in chosen and not chosen[low] < chosen[high]:
+            if {low, high} <= chosen.keys() and not chosen[low] < chosen[high]:
                 raise ValueError(
                     f"{self.name}: {low}={chosen[low]} must be below {high}={chosen[high]}"
                 )

@@ -146,7 +146,7 @@ def _head(experiment: Scriptable) -> str:
 
 
 def _initialize(experiment: Scriptable) -> str:
-    chosen = scheme(experiment.scheme, **experiment.scheme_params)
+    chosen = scheme(experiment.scheme, **(experiment.scheme_params or {}))
     gain = chosen.gain_with(experiment.activation) if experiment.gain is None else experiment.gain
     kind: Any = chosen.bias if experiment.bias is None else experiment.bias
     weight = chosen.weight_code("layer.weight", gain)

@@ -31,7 +31,8 @@ FLOORS = [
     {"observing"},
     {"theory", "tracing", "networks"},
     {"schemes"},
-    {"initialize", "prediction", "diagnosis", "scripts"},
+    {"initialize", "prediction", "diagnosis"},
+    {"scripts"},
     {"experiment"},
     {"training", "sweeping"},
     {"live", "plots", "lessons"},
@@ -105,11 +106,12 @@ def imported_rooms(node: ast.AST, importer: str) -> set[str]:
     """Which modules of initlab one import statement reaches."""
     rooms = set()
     for name in imported(node, importer):
-        parts = name.split(".")
-        if parts[0] != "initlab":
+        package, *parts = name.split(".")
+        if package != "initlab":
             continue
-        candidates = [".".join(parts[1:end]) for end in range(len(parts), 1, -1)]
-        rooms.add(next((c for c in candidates if c in modules()), "__init__"))
+        candidates = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        not_written_yet = parts[0] if len(parts) > 1 else "__init__"
+        rooms.add(next((c for c in candidates if c in modules()), not_written_yet))
     return rooms
 
 

@@ -6,10 +6,13 @@ import dataclasses
 import html
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from initlab.activations import ACTIVATIONS
@@ -43,7 +46,8 @@ _BIASES = (
     ("PyTorch's default", "pytorch_default"),
     ("normal", "normal"),
 )
-_NOTICEABLE = 5e8  # operations; more than about 150 ms on two cores
+_NOTICEABLE = 5e9  # operations; more than about 150 ms on two cores
+_LARGE = 2e10
 _READOUT_ROWS = 400
 
 
@@ -227,11 +231,10 @@ class SignalExplorer(widgets.VBox):
             self._pinned = None
             self.experiment = self._start
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
-        data = {**data, "text/plain": self.summary(), "image/png": self.live.png}
-        return (data, *rest) if rest else data
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
+        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
+        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
 
     def __repr__(self) -> str:
         return f"SignalExplorer: {self.summary()}"
@@ -314,10 +317,11 @@ class SignalExplorer(widgets.VBox):
             if self._experiment.estimate()[1] > _NOTICEABLE:
                 self._say("Computing …")
             start = time.perf_counter()
-            self.trace = self._experiment.run(
-                histogram=self.controls["right"].value == "histograms",
-                geometry=self.controls["right"].value == "cosine",
-            )
+            with _one_thread(self._experiment):
+                self.trace = self._experiment.run(
+                    histogram=self.controls["right"].value == "histograms",
+                    geometry=self.controls["right"].value == "cosine",
+                )
             self.prediction = self._experiment.predict()
             self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
             self._draw()
@@ -419,6 +423,20 @@ class SignalExplorer(widgets.VBox):
             f"⚠ {html.escape(text)}</span>"
         )
         self.live.dimmed = True
+
+
+@contextmanager
+def _one_thread(experiment: Experiment) -> Iterator[None]:
+    """Compute a small network on one thread: two spend longer waiting for each other."""
+    threads = torch.get_num_threads()
+    if experiment.estimate()[1] > _LARGE:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
