@@ -148,11 +148,12 @@ def gaussian_expectation(
         half = (high - low) / 2
         z = (low + half)[:, None] + half[:, None] * _NODES
         density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-        values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
-        parts = (values @ _WEIGHTS) * half
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
+            values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
+            parts = (values @ _WEIGHTS) * half
+            rough = np.abs(values @ _TAIL).max(axis=-1) * half
         if size is None:
             size = np.abs(parts).sum(axis=1)
-        rough = np.abs(values @ _TAIL).max(axis=-1) * half
         bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
         bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
         if last or not bad.any() or bad.sum() > _MOST_PANELS:

@@ -128,8 +128,9 @@ class Experiment:
         params = self.scheme_params or {}
         if not isinstance(params, Mapping):
             raise TypeError(f"scheme_params={params!r} must be a mapping such as {{'std': 0.01}}")
-        scheme(self.scheme, **params)
-        self._set("scheme_params", MappingProxyType(dict(params)))
+        chosen, plain = scheme(self.scheme, **params).values, scheme(self.scheme).values
+        differing = {name: value for name, value in chosen.items() if value != plain[name]}
+        self._set("scheme_params", MappingProxyType(differing))
         if self.gain is not None:
             finite_number("gain", self.gain, positive=True)
         if isinstance(self.bias, str):

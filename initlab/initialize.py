@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SchemeSpec = str | Scheme | Callable[[Tensor], object]
 BiasSpec = str | float | Callable[[Tensor], object] | None
+Resolved = Scheme | Callable[[Tensor], object]
 BIASES = ("zeros", "pytorch_default", "normal")
 
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -107,7 +108,7 @@ class InitReport(Sequence[InitRow]):
 class _Request:
     """The arguments of one init_ call, checked."""
 
-    scheme: SchemeSpec
+    scheme: Resolved
     activation: str | nn.Module | ElementwiseFunction | None
     gain: float | None
     mode: Mode
@@ -176,7 +177,7 @@ def init_(
     return InitReport(tuple(rows))
 
 
-def _resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, object]) -> SchemeSpec:
+def _resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, object]) -> Resolved:
     if not isinstance(spec, str | Scheme):
         if not callable(spec):
             raise TypeError(f"scheme={spec!r} must be a name, a Scheme or a callable(tensor)")
@@ -209,7 +210,7 @@ def _choose(
     overrides: Mapping[str | type[nn.Module], SchemeSpec],
     only: str | Sequence[str] | None,
     mode: Mode,
-) -> dict[str, SchemeSpec]:
+) -> dict[str, Resolved]:
     """Which scheme each affine layer gets, by module name; layers left out get none."""
     names = {name: module for name, module in model.named_modules() if isinstance(module, _AFFINE)}
     patterns = [only] if isinstance(only, str) else only
@@ -255,7 +256,7 @@ def _init_module(
     model: nn.Module,
     name: str,
     module: nn.Module,
-    chosen: Mapping[str, SchemeSpec],
+    chosen: Mapping[str, Resolved],
     request: _Request,
     generators: _Generators,
     done: set[int],
@@ -280,7 +281,7 @@ def _init_module(
 
 
 def _reason_to_skip(
-    name: str, module: nn.Module, parameter: Tensor, chosen: Mapping[str, SchemeSpec]
+    name: str, module: nn.Module, parameter: Tensor, chosen: Mapping[str, Resolved]
 ) -> str:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise ValueError(f"layer {name!r} is lazy and has no shape yet; run one batch first")
@@ -299,7 +300,7 @@ def _init_weight(
     path: str,
     module: nn.Module,
     weight: Tensor,
-    spec: SchemeSpec,
+    spec: Resolved,
     request: _Request,
     generators: _Generators,
 ) -> InitRow:
@@ -389,7 +390,7 @@ def _init_bias(
     path: str,
     module: nn.Module,
     bias: Tensor,
-    spec: SchemeSpec,
+    spec: Resolved,
     request: _Request,
     generators: _Generators,
 ) -> InitRow:

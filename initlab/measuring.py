@@ -1,9 +1,10 @@
 """The statistics of one tensor, small enough in time and memory to be taken of every tensor.
 
-Everything is accumulated in float64, where neither the square of a float32 number nor the
-difference E[x²] − mean² at mean/std = 10⁴ loses anything that matters. Small tensors of equal shape
-share a block and are reduced together, because there the calls cost more than the arithmetic; large
-ones are reduced in pieces of at most ``PIECE`` elements, so that no large copy is ever made.
+Sums are accumulated in float64, where neither the square of a float32 number nor the difference
+E[x²] − mean² at mean/std = 10⁴ loses anything that matters; in float32 only where a look at the
+result shows that nothing was lost. Small tensors of equal shape share a block and are reduced
+together, because there the calls cost more than the arithmetic; large ones are reduced in pieces of
+at most ``PIECE`` elements, so that no large copy is ever made.
 
 The definitions of the quantities stand in ``initlab.tracing``.
 """
@@ -11,8 +12,9 @@ The definitions of the quantities stand in ``initlab.tracing``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,6 @@ PIECE = 2**18
 """Elements reduced at once: the temporary memory is a few times this, at 8 bytes each."""
 
 _BLOCK = 2**15
-_FIRST_LOOK = 16
 _MOST_SAMPLES = 1024
 _BINS = 64
 _NAN = math.nan
@@ -77,7 +78,7 @@ def why_opaque(tensor: Tensor) -> str | None:
         return "quantized tensor: not measured"
     if tensor.is_meta:
         return "meta tensor: it has no values"
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]
         return "inside a functorch transform: not measured"
     return None
 
@@ -98,6 +99,7 @@ class Meter:
         self.moments_only = moments_only
         self._blocks: dict[tuple, _Block] = {}
         self._pending: list[tuple[Tensor, list[_Job]]] = []
+        self._space = _Space()
 
     def add(self, tensor: Tensor, batch_axis: int | None, zeros: bool, receive: Receive) -> None:
         """Measure a tensor; ``batch_axis`` None means that it has no samples (a weight)."""
@@ -107,8 +109,13 @@ class Meter:
         rows = tensor.shape[batch_axis] if batch_axis is not None and tensor.ndim else 1
         job = _Job(receive, rows, tensor.numel() // rows, batch_axis is not None)
         if tensor.numel() >= _BLOCK:
-            raw = _reduce_large(_samples_first(tensor, batch_axis), zeros, self.moments_only)
-            self._deliver(raw, [job])
+            matrix = _samples_first(tensor, batch_axis)
+            if tensor.is_cuda:
+                self._deliver(_reduce_finite(matrix.unsqueeze(0), zeros), [job])
+            else:
+                across = job.has_samples and not self.moments_only
+                sums = _reduce_matrix(matrix, across, zeros, self.moments_only, self._space)
+                job.deliver(sums, self.moments_only)
             return
         key = (tensor.shape, tensor.dtype, tensor.device, batch_axis, zeros)
         block = self._blocks.get(key)
@@ -139,7 +146,7 @@ class Meter:
             filled = filled.reshape(count, 1, -1)
         else:
             filled = filled.movedim(axis, 1).reshape(count, filled.shape[axis], -1)
-        self._deliver(_reduce(filled, zeros, self.moments_only), block.jobs)
+        self._deliver(_reduce_block(filled, zeros, self.moments_only, self._space), block.jobs)
         block.jobs = []
 
     def _deliver(self, raw: Tensor, jobs: list[_Job]) -> None:
@@ -153,18 +160,20 @@ class Meter:
 class _Block:
     """Room for several tensors of one shape, filled one by one."""
 
-    __slots__ = ("jobs", "values")
+    __slots__ = ("capacity", "jobs", "slots", "values")
 
     def __init__(self, like: Tensor) -> None:
-        capacity = max(1, min(64, 2 * _BLOCK // like.numel()))
-        self.values = torch.empty((capacity, *like.shape), dtype=like.dtype, device=like.device)
-        self.jobs: list[_Job] = []
+        self.capacity = max(1, min(64, 2 * _BLOCK // like.numel()))
+        shape = (self.capacity, *like.shape)
+        self.values = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.slots = self.values.unbind(0)
+        self.jobs: list[Any] = []
 
-    def put(self, tensor: Tensor, job: _Job) -> bool:
+    def put(self, tensor: Tensor, job: Any) -> bool:
         """Copy a tensor in; True when the block is full."""
-        self.values[len(self.jobs)].copy_(tensor)
+        self.slots[len(self.jobs)].copy_(tensor)
         self.jobs.append(job)
-        return len(self.jobs) == len(self.values)
+        return len(self.jobs) == self.capacity
 
 
 class _Job:
@@ -178,7 +187,7 @@ class _Job:
         self.units = units
         self.has_samples = has_samples
 
-    def deliver(self, row: list[float], moments_only: bool) -> None:
+    def deliver(self, row: Sequence[float], moments_only: bool) -> None:
         total, squares, columns, rows, abs_max, zeros, nonfinite = row
         numel = self.rows * self.units
         finite = numel - int(nonfinite)
@@ -206,8 +215,10 @@ def _samples_first(tensor: Tensor, batch_axis: int | None) -> Tensor:
     The order of the elements within a sample does not matter, so it follows the strides: a
     channels-last image needs no copy either.
     """
-    if batch_axis is None or tensor.ndim == 0:
-        return tensor.reshape(1, -1)
+    if tensor.ndim < 2:
+        return tensor.reshape(1 if batch_axis is None else -1, 1 if batch_axis == 0 else -1)
+    if batch_axis is None:
+        return tensor.reshape(tensor.shape[0], -1)
     if tensor.is_contiguous() and batch_axis in (0, -tensor.ndim):
         return tensor.view(tensor.shape[0], -1)
     axis = batch_axis % tensor.ndim
@@ -216,125 +227,180 @@ def _samples_first(tensor: Tensor, batch_axis: int | None) -> Tensor:
     return tensor.permute(axis, *others).reshape(tensor.shape[axis], -1)
 
 
-def _pieces(matrix: Tensor) -> Iterator[tuple[slice, list[tuple[slice, Tensor]]]]:
-    """Split samples × elements into pieces of at most PIECE elements, rows first."""
+class _Space:
+    """Scratch memory, allocated once: fresh memory would cost more than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._flat: dict[torch.dtype, Tensor] = {}
+
+    def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """An uninitialized tensor, valid until the next call with this dtype."""
+        numel = shape.numel()
+        flat = self._flat.get(dtype)
+        if flat is None or flat.numel() < numel:
+            flat = self._flat[dtype] = torch.empty(max(numel, _BLOCK), dtype=dtype)
+        return flat[:numel].view(shape)
+
+
+_ones_of: dict[torch.dtype, Tensor] = {}
+
+
+def _ones(count: int, dtype: torch.dtype) -> Tensor:
+    ones = _ones_of.get(dtype)
+    if ones is None or ones.numel() < count:
+        ones = _ones_of[dtype] = torch.ones(max(count, _BLOCK), dtype=dtype)
+    return ones[:count]
+
+
+def _reduce_matrix(
+    matrix: Tensor, across: bool, zeros: bool, moments_only: bool, space: _Space
+) -> tuple[float, ...]:
+    """The sums of ``_reduce_finite`` for one matrix (samples × elements) on the CPU.
+
+    float32 is summed in its own precision first, which is cheaper and right to about 1e-5 of the
+    second moment; where that is not good enough, because a variance is small beside the second
+    moment or its squares leave the range of float32, once more in float64.
+    """
+    if matrix.dtype == torch.float32:
+        sums = _sum_pieces(matrix, torch.float32, across, zeros, moments_only, space)
+        if _is_well_conditioned(sums, *matrix.shape, across):
+            return sums
+    sums = _sum_pieces(matrix, torch.float64, across, zeros, moments_only, space)
+    if math.isfinite(sums[1]):
+        return sums
+    return tuple(_reduce_finite(matrix.unsqueeze(0), zeros)[0].tolist())
+
+
+def _is_well_conditioned(
+    sums: tuple[float, ...], samples: int, elements: int, across: bool
+) -> bool:
+    total, squares, columns, rows, *_ = sums
+    numel = samples * elements
+    second = squares / numel
+    if not 1e-24 < second < 1e24:
+        return False
+    least = 0.01 * second
+    if second - (total / numel) ** 2 < least:
+        return False
+    if not across:
+        return True
+    return (samples == 1 or second - columns > least) and (
+        elements == 1 or samples == 1 or second - rows > least
+    )
+
+
+def _sum_pieces(
+    matrix: Tensor,
+    dtype: torch.dtype,
+    across: bool,
+    zeros: bool,
+    moments_only: bool,
+    space: _Space,
+) -> tuple[float, ...]:
+    """Sum a matrix in pieces of at most PIECE elements, each in the precision given."""
     samples, elements = matrix.shape
     width = min(elements, PIECE)
     height = max(1, PIECE // width)
-    for top in range(0, samples, height):
-        rows = slice(top, min(samples, top + height))
-        yield (
-            rows,
-            [
-                (slice(left, left + width), matrix[rows, left : left + width])
-                for left in range(0, elements, width)
-            ],
+    if samples <= height and elements <= width:
+        squares, columns, rows, abs_max, count = _sum_piece(
+            matrix, dtype, across, zeros, moments_only, space
         )
+        return _joined(matrix, squares, columns, rows, abs_max, count)
+    columns = torch.zeros(elements, dtype=torch.float64)
+    rows = torch.zeros(samples, dtype=torch.float64) if across else None
+    squares = abs_max = count = 0.0
+    for top in range(0, samples, height):
+        for left in range(0, elements, width):
+            piece = matrix[top : top + height, left : left + width]
+            part = _sum_piece(piece, dtype, across, zeros, moments_only, space)
+            squares += part[0]
+            columns[left : left + width] += part[1]
+            if rows is not None:
+                rows[top : top + height] += part[2]
+            abs_max = max(abs_max, part[3])
+            count += part[4]
+    return _joined(matrix, squares, columns, rows, abs_max, count)
 
 
-def _reduce_large(matrix: Tensor, zeros: bool, moments_only: bool) -> Tensor:
-    """The sums of ``_reduce`` for one matrix (samples × elements), piece by piece."""
-    if matrix.numel() <= PIECE:
-        return _reduce(matrix.unsqueeze(0), zeros, moments_only)
-    sums = _Sums(matrix)
-    for rows, pieces in _pieces(matrix):
-        for columns, piece in pieces:
-            sums.add(piece, rows, columns, zeros, moments_only)
-    raw = sums.total(moments_only)
-    if matrix.is_cuda or math.isfinite(float(raw[0, 1])):
-        return raw
-    return _reduce_finite(matrix.unsqueeze(0), zeros)
+def _sum_piece(
+    matrix: Tensor,
+    dtype: torch.dtype,
+    across: bool,
+    zeros: bool,
+    moments_only: bool,
+    space: _Space,
+) -> tuple[float, Tensor, Tensor | None, float, float]:
+    """Sum of squares, column sums, row sums, largest magnitude, number of zeros."""
+    piece = matrix
+    if matrix.dtype != dtype or not matrix.is_contiguous():
+        piece = space.take(matrix.shape, dtype).copy_(matrix)
+    flat = piece.view(-1)
+    squares = torch.dot(flat, flat).item()
+    columns = piece.t().mv(_ones(piece.shape[0], dtype))
+    if moments_only:
+        return squares, columns, None, 0.0, 0.0
+    rows = piece.mv(_ones(piece.shape[1], dtype)) if across else None
+    low, high = flat.amin(0).item(), flat.amax(0).item()
+    count = 0.0
+    if zeros and low <= 0 <= high:
+        flags = torch.eq(piece, 0, out=space.take(piece.shape, torch.float32)).view(-1)
+        count = torch.dot(flags, _ones(flags.numel(), torch.float32)).item()
+    return squares, columns, rows, max(high, -low), count
 
 
-class _Sums:
-    """Row and column sums of a matrix that arrives in pieces."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        def blank(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=matrix.device)
-
-        self.count = matrix.shape
-        self.columns, self.rows = blank(matrix.shape[1]), blank(matrix.shape[0])
-        self.squares, self.zeros, self.nonfinite = blank(), blank(), blank()
-        self.abs_max = blank()
-
-    def add(
-        self, piece: Tensor, rows: slice, columns: slice, zeros: bool, moments_only: bool
-    ) -> None:
-        precise = piece.to(torch.float64)
-        if piece.is_cuda:
-            finite = torch.isfinite(precise)
-            self.nonfinite += (~finite).sum()
-            precise = precise.masked_fill(~finite, 0.0)
-        flat = precise.reshape(-1)
-        self.squares += torch.dot(flat, flat)
-        self.columns[columns] += precise.sum(0)
-        if moments_only:
-            return
-        self.rows[rows] += precise.sum(1)
-        self.abs_max = torch.maximum(self.abs_max, precise.abs().amax())
-        if zeros:
-            self.zeros += (piece == 0).sum()
-
-    def total(self, moments_only: bool) -> Tensor:
-        samples, elements = self.count
-        columns = self.columns.square().mean() / samples**2
-        rows = self.rows.square().mean() / elements**2
-        if moments_only:
-            rows = columns
-        parts = (self.columns.sum(), self.squares, columns, rows, self.abs_max, self.zeros)
-        return torch.stack((*parts, self.nonfinite)).unsqueeze(0)
+def _joined(
+    matrix: Tensor,
+    squares: float,
+    columns: Tensor,
+    rows: Tensor | None,
+    abs_max: float,
+    count: float,
+) -> tuple[float, ...]:
+    samples, elements = matrix.shape
+    total = columns.sum().item()
+    if rows is None:
+        return total, squares, 0.0, 0.0, abs_max, count, 0.0
+    of_columns = torch.dot(columns, columns).item() / (elements * samples**2)
+    of_rows = torch.dot(rows, rows).item() / (samples * elements**2)
+    return total, squares, of_columns, of_rows, abs_max, count, 0.0
 
 
-def _reduce(block: Tensor, zeros: bool, moments_only: bool) -> Tensor:
-    """The seven sums of each matrix in a block (k × samples × elements), as a k × 7 tensor.
-
-    Sum, sum of squares, mean over elements of (mean over samples)², mean over samples of (mean over
-    elements)², largest magnitude, number of zeros, number of non-finite elements.
-    """
+def _reduce_block(block: Tensor, zeros: bool, moments_only: bool, space: _Space) -> Tensor:
+    """The sums of ``_reduce_finite`` for many small matrices at once (k × samples × elements)."""
     if block.is_cuda:
         return _reduce_finite(block, zeros)
     count, samples, elements = block.shape
-    precise = block.to(torch.float64)
+    precise = space.take(block.shape, torch.float64).copy_(block)
     flat = precise.view(count, -1)
-    columns = torch.bmm(precise.new_ones(1, 1, 1).expand(count, 1, samples), precise).squeeze(1)
-    total = columns.sum(1)
-    if count == 1:
-        squares = torch.dot(flat[0], flat[0]).unsqueeze(0)
-    else:
-        squares = torch.linalg.vector_norm(flat, dim=1).square_()
-    nothing = torch.zeros(count, dtype=torch.float64)
-    if moments_only:
-        raw = torch.stack([total, squares, nothing, nothing, nothing, nothing, nothing], 1)
-    else:
-        rows = precise.view(-1, elements).mv(precise.new_ones(elements)).view(count, samples)
-        parts = [
-            total,
-            squares,
-            torch.linalg.vector_norm(columns, dim=1).square_() / (elements * samples**2),
-            torch.linalg.vector_norm(rows, dim=1).square_() / (samples * elements**2),
-            block.abs().view(count, -1).amax(1).to(torch.float64),
-            _count_zeros(block) if zeros else nothing,
-            nothing,
-        ]
-        raw = torch.stack(parts, 1)
-    if torch.isfinite(squares).all():
+    raw = torch.zeros(count, 7, dtype=torch.float64)
+    ones = _ones(samples, torch.float64)
+    columns = torch.bmm(ones.expand(count, 1, samples), precise).squeeze(1)
+    raw[:, 0] = columns.sum(1)
+    raw[:, 1] = torch.linalg.vector_norm(flat, dim=1).square_()
+    if not moments_only:
+        rows = precise.view(-1, elements).mv(_ones(elements, torch.float64)).view(count, samples)
+        raw[:, 2] = columns.square_().sum(1).div_(elements * samples**2)
+        raw[:, 3] = rows.square_().sum(1).div_(samples * elements**2)
+        if zeros:
+            raw[:, 5] = _count(torch.eq(flat, 0, out=space.take(flat.shape, torch.float32)))
+        raw[:, 4] = flat.abs_().amax(1)
+    if math.isfinite(raw[:, 1].sum().item()):
         return raw
     return _reduce_finite(block, zeros)
 
 
 def _count(flags: Tensor) -> Tensor:
-    """How many of each row's 0/1 flags are set; exact in float32 up to PIECE elements."""
-    return flags.mv(flags.new_ones(flags.shape[1])).to(torch.float64)
-
-
-def _count_zeros(block: Tensor) -> Tensor:
-    flags = torch.empty(block.shape, dtype=torch.float32)
-    return _count(torch.eq(block, 0, out=flags).view(len(block), -1))
+    """How many of each row's 0/1 flags are set; exact in float32 up to 2²⁴ of them."""
+    return flags.mv(_ones(flags.shape[1], flags.dtype).to(flags.device)).to(torch.float64)
 
 
 def _reduce_finite(block: Tensor, zeros: bool) -> Tensor:
-    """The sums of ``_reduce`` over the finite elements only: slower, and right for inf and nan."""
+    """Seven sums over the finite elements of each matrix of k × samples × elements, as k × 7.
+
+    Sum, sum of squares, mean over elements of (mean over samples)², mean over samples of (mean over
+    elements)², largest magnitude, number of zeros, number of non-finite elements. The other
+    reductions give the same numbers, faster, where all elements are finite.
+    """
     count = len(block)
     finite = torch.isfinite(block)
     precise = block.to(torch.float64).masked_fill(~finite, 0.0)
@@ -418,8 +484,7 @@ class UnitMeter:
         if z.numel() == 0 or z.ndim == 0:
             return
         if z.numel() >= _BLOCK or z.is_cuda:
-            units = z.movedim(unit_axis, -1)
-            dead = _dead_units(units, phi) / units.shape[-1]
+            dead = _dead_units(z, unit_axis, phi) / z.shape[unit_axis]
             receive(dead, _saturated_fraction(z, phi))
             return
         key = (id(phi), z.shape, z.dtype, unit_axis)
@@ -427,7 +492,7 @@ class UnitMeter:
         if entry is None:
             entry = self._blocks[key] = (_Block(z), phi)
         block = entry[0]
-        if block.put(z, receive):  # type: ignore[arg-type]
+        if block.put(z, receive):
             self._flush(block, unit_axis, phi)
 
     def finish(self) -> None:
@@ -439,15 +504,14 @@ class UnitMeter:
         if not block.jobs:
             return
         filled = block.values[: len(block.jobs)]
+        units = filled.shape[1:][unit_axis]
         rows = filled.movedim(unit_axis % (filled.ndim - 1) + 1, -1)
-        rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        first = (_slope(phi, rows[:, :_FIRST_LOOK]) == 0).all(1).sum(1).tolist()
+        peaks = rows.reshape(len(rows), -1, units).amax(1)
+        suspects = (_slope(phi, peaks) == 0).sum(1).tolist()
         outside = _outside(filled.view(len(rows), -1), phi)
-        for matrix, suspects, saturated, receive in zip(
-            rows, first, outside, block.jobs, strict=True
-        ):
-            dead = _dead_units(matrix, phi) if suspects else 0
-            receive(dead / matrix.shape[-1], saturated)  # type: ignore[operator]
+        for z, some, saturated, receive in zip(filled, suspects, outside, block.jobs, strict=True):
+            dead = _dead_units(z, unit_axis, phi) if some else 0
+            receive(dead / units, saturated)
         block.jobs = []
 
 
@@ -461,24 +525,30 @@ def _slope(phi: Activation, z: Tensor) -> Tensor:
         return phi.derivative(z)
 
 
-def _dead_units(z: Tensor, phi: Activation) -> int:
-    """How many units (last dimension) have φ' = 0 in every row.
+def _dead_units(z: Tensor, axis: int, phi: Activation) -> int:
+    """How many units (entries of ``axis``) have φ' = 0 at every other index.
 
-    Looks at a few rows first and goes on with the units that were dead in all of them.
+    A unit is alive if φ' ≠ 0 where its z is largest; only the others are looked at closely.
     """
-    z = z.reshape(-1, z.shape[-1]) if z.ndim != 2 else z
-    suspects: Tensor | None = None
-    start, rows = 0, _FIRST_LOOK
-    while start < len(z):
-        look = z[start : start + rows]
-        look = look if suspects is None else look[:, suspects]
-        dead = (_slope(phi, look) == 0).all(0).nonzero().squeeze(1)
-        suspects = dead if suspects is None else suspects[dead]
-        if not len(suspects):
-            return 0
-        start += rows
-        rows = max(1, min(2 * rows, PIECE // len(suspects)))
-    return 0 if suspects is None else len(suspects)
+    suspects = _suspects(z, axis, phi)
+    if not len(suspects):
+        return 0
+    axis %= z.ndim
+    others = [dim for dim in range(z.ndim) if dim != axis]
+    if not others:
+        return len(suspects)
+    steepest = torch.zeros(len(suspects), dtype=z.dtype, device=z.device)
+    for piece in z.split(max(1, PIECE * len(z) // z.numel()), dim=0) if axis else (z,):
+        slope = _slope(phi, piece.index_select(axis, suspects))
+        steepest = torch.maximum(steepest, slope.abs_().amax(others))
+    return len(suspects) - int((steepest != 0).sum())
+
+
+def _suspects(z: Tensor, axis: int, phi: Activation) -> Tensor:
+    axis = axis % z.ndim
+    others = [dim for dim in range(z.ndim) if dim != axis]
+    peaks = z.amax(others) if others else z
+    return (_slope(phi, peaks) == 0).nonzero().squeeze(1)
 
 
 def _outside(matrix: Tensor, phi: Activation) -> list[float | None]:

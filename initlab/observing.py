@@ -13,9 +13,11 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -149,56 +151,68 @@ class Observer(TorchFunctionMode):
         self._writes: dict[Any, bool] = {}
         self._frames = [_Frame("", None, "plain", 0)]
         self._handles: list[Any] = []
+        self._known: dict[int, tuple[nn.Module, str, str]] = {}
+        self._thread = get_ident()
+        self._handlers = {
+            kind: getattr(self, f"_see_{kind}")
+            for kind in ("affine", "activation", "norm", "add", "recurrent", "attention")
+        }
         self._owners: dict[int, list[tuple[str, str]]] = {}
         self._parameters: dict[int, Tensor] = {}
         self._recomputed: dict[int, list[Record]] | None = None
-        self._scripted = False
 
     # ------------------------------------------------------------ modules
 
     def install(self) -> None:
-        """Hook every module and note every parameter by name."""
+        """Note every module and parameter by name, and be told when a module is called.
+
+        The hooks are torch's global ones, removed again below: nothing is put on a module.
+        """
         for name, module in self._model.named_modules():
             path = name.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
+            self._known[id(module)] = (module, path, _role(path, module))
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     self._owners.setdefault(id(parameter), []).append((path, leaf))
                     self._parameters[id(parameter)] = parameter
                     self._remember(parameter, None, False, parameter)
-            if isinstance(module, torch.jit.ScriptModule):
-                self._scripted = True
-                continue
-            role = _role(path, module)
-            enter = module.register_forward_pre_hook(partial(self._enter, path, role))
-            self._handles.append(enter)
-            leave = module.register_forward_hook(partial(self._leave, path), always_call=True)
-            self._handles.append(leave)
+        self._handles = [
+            module_hooks.register_module_forward_pre_hook(self._enter),
+            module_hooks.register_module_forward_hook(self._leave, always_call=True),
+        ]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
+        self._handles = []
 
-    def _enter(self, path: str, role: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._frames[-1].is_leaf = False
-        frame = _Frame(path, module, role, len(self._sites()))
-        self._frames.append(frame)
-        if role == "plain":
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        known = self._known.get(id(module))
+        if known is None or get_ident() != self._thread:
+            return
+        frames = self._frames
+        frames[-1].is_leaf = False
+        frame = _Frame(known[1], module, known[2], len(self._sites()))
+        frames.append(frame)
+        if frame.role == "plain":
             return
         self._muted += 1
-        if role == "activation" and self._muted == 1 and args and isinstance(args[0], Tensor):
+        if frame.role == "activation" and self._muted == 1 and args and isinstance(args[0], Tensor):
             frame.z = args[0].detach().clone() if _may_overwrite(module) else args[0]
 
-    def _leave(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        while len(self._frames) > 1:
-            frame = self._frames.pop()
-            if frame.role != "plain":
-                self._muted -= 1
-            if frame.module is module:
-                break
-        else:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if id(module) not in self._known or get_ident() != self._thread:
             return
+        frame = self._frames.pop()
+        while frame.module is not module and len(self._frames) > 1:
+            self._muted -= frame.role != "plain"
+            frame = self._frames.pop()
+        self._muted -= frame.role != "plain"
         if self._muted or frame.role == "hidden" or output is None:
+            return
+        if frame.role == "plain" and not (
+            frame.is_leaf and frame.path and len(self._sites()) == frame.before
+        ):
             return
         with torch._C.DisableTorchFunction():
             self._module_site(frame, module, args, output)
@@ -219,7 +233,7 @@ class Observer(TorchFunctionMode):
             self._describe_attention(record, weight)
         elif frame.role == "activation":
             self._opaque_activation(frame, module, args, tensor)
-        elif frame.is_leaf and frame.path and len(self._sites()) == frame.before:
+        else:
             origin = self._origin(tensor)
             if origin is not None and origin.dependent:
                 title = type(module).__name__
@@ -261,8 +275,7 @@ class Observer(TorchFunctionMode):
             return result
         if self.in_backward and not self._is_recomputing():
             return func(*args, **call[1])
-        handle = getattr(self, f"_see_{operation.kind}")
-        return handle(operation, func, call)
+        return self._handlers[operation.kind](operation, func, call)
 
     def _announce_write(self, func: Any, call: Call) -> None:
         writes = self._writes.get(func)
@@ -421,10 +434,12 @@ class Observer(TorchFunctionMode):
         self, record: Record, tensor: Tensor, name: str, call: Call, dependent: bool = False
     ) -> None:
         """Name a record, measure its tensor, and ask for its gradient."""
-        sources = [o for t in tensors_in(call) if (o := self._origin(t)) is not None]
-        dependent = dependent or any(source.dependent for source in sources)
-        reads = (source.record.name for source in sources if source.record)
-        record.reads = tuple(dict.fromkeys(reads))
+        reads: list[str] = []
+        for source in self._sources(call):
+            dependent = dependent or source.dependent
+            if source.record is not None and source.record.name not in reads:
+                reads.append(source.record.name)
+        record.reads = tuple(reads)
         record.name = self._unique(name, record)
         record.shape = tuple(tensor.shape)
         self._sites().append(record)
@@ -592,18 +607,28 @@ class Observer(TorchFunctionMode):
             return origin
         return None
 
+    def _sources(self, call: Call) -> list[_Origin]:
+        """The origins of all tensor arguments that have one."""
+        args, kwargs = call
+        origins = self._origins
+        found = []
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(value, Tensor):
+                origin = origins.get(id(value))
+                if origin is not None and origin.tensor() is value:
+                    found.append(origin)
+            elif isinstance(value, list | tuple | dict):
+                found += [o for t in tensors_in(value) if (o := self._origin(t)) is not None]
+        return found
+
     def _call_origin(self, call: Call) -> _Origin | None:
         """The origin of a result: that of the first argument that depends on the input, or that
         of the first that comes from a parameter."""
-        fallback = None
-        for tensor in tensors_in(call):
-            origin = self._origin(tensor)
-            if origin is None:
-                continue
+        sources = self._sources(call)
+        for origin in sources:
             if origin.dependent:
                 return origin
-            fallback = fallback or origin
-        return fallback
+        return sources[0] if sources else None
 
     def _follow(
         self, call: Call, result: Any, func: Any = None, record: Record | None = None

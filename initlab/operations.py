@@ -149,7 +149,7 @@ def _spelled(*owners_and_names: tuple[Any, str]) -> list[Any]:
 
 def _everywhere(*names: str) -> list[Any]:
     """A function in all its spellings: F.relu, torch.relu, torch.relu_, x.relu(), x.relu_()."""
-    places = (torch, F, Tensor, torch._C._nn, torch.special)
+    places = (torch, F, Tensor, torch._C._nn, torch.special)  # type: ignore[attr-defined]
     return _spelled(
         *((place, name + tail) for name in names for place in places for tail in ("", "_"))
     )

@@ -12,6 +12,7 @@ that torch does not announce, through ``parameter.numpy()`` say, are not undone.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 
 class Preserved:
@@ -28,7 +30,7 @@ class Preserved:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [
-            (module, dict(module.__dict__), *(dict(part) for part in _registries(module)))
+            (module, module.__dict__.copy(), *(part.copy() for part in _registries(module)))
             for module in model.modules()
             if not is_lazy(module)
         ]
@@ -44,8 +46,9 @@ class Preserved:
         ]
         self._owners: dict[int, Tensor] | None = None
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
-        for parameter, *_ in self._parameters:
-            parameter.grad = None  # so that no backward inside the model can reach the user's
+        for parameter, *_, grad in self._parameters:
+            if grad is not None:
+                parameter.grad = None  # so that no backward inside the model can reach the user's
 
     def before_write(self, tensor: Tensor) -> None:
         """Save the parameter whose memory this tensor shares, if any, before it is written to."""
@@ -70,21 +73,22 @@ class Preserved:
                     parameter.data = values
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
-                parameter.grad = grad
+                if parameter.grad is not grad:
+                    parameter.grad = grad
             for buffer, saved, requires_grad in self._buffers:
                 _restore_buffer(buffer, saved, requires_grad)
 
 
 def is_lazy(module: nn.Module) -> bool:
     """Whether a module still waits for its first input to know its shape."""
-    return isinstance(module, nn.modules.lazy.LazyModuleMixin) and (
+    return isinstance(module, LazyModuleMixin) and (
         module.has_uninitialized_params()  # type: ignore[misc]
     )
 
 
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether a functorch transform (vmap, grad, …) is at work on this tensor."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
 
 
 def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -96,9 +100,13 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _restore_dict(present: dict[str, Any], saved: dict[str, Any]) -> None:
-    if len(present) != len(saved):
-        for key in [key for key in present if key not in saved]:
-            del present[key]
+    try:
+        if present == saved:  # compares by identity first, so this costs next to nothing
+            return
+    except Exception:  # tensors and arrays that were replaced do not compare
+        pass
+    for key in [key for key in present if key not in saved]:
+        del present[key]
     for key, value in saved.items():
         if present.get(key, _MISSING) is not value:
             present[key] = value
@@ -154,7 +162,12 @@ def _random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _switches() -> Iterator[None]:
-    """Keep torch's process-wide switches; with the attention fast path off, layers are visible."""
+    """Keep torch's process-wide switches; with the attention fast path off, layers are visible.
+
+    Python's cyclic garbage collector pauses: many small records would make it run all the time.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
     grad_mode = torch.is_grad_enabled()
     dtype = torch.get_default_dtype()
     deterministic = (
@@ -168,6 +181,8 @@ def _switches() -> Iterator[None]:
     try:
         yield
     finally:
+        if collecting:
+            gc.enable()
         torch.set_grad_enabled(grad_mode)
         if torch.get_default_dtype() != dtype:
             torch.set_default_dtype(dtype)

@@ -182,8 +182,8 @@ class Scheme:
             return
         if value is None and parameter.default is None:
             return
-        finite_number(f"{self.name} {name}", value)
-        if name == "std" and value < 0:
+        number = finite_number(f"{self.name} {name}", value)
+        if name == "std" and number < 0:
             raise ValueError(f"{self.name} std={value} must be at least 0")
 
     def _gain(self, gain: float | None) -> float:

@@ -193,7 +193,7 @@ class Trace(Sequence[Site]):
         return dataclasses.replace(self, sites=tuple(chosen))
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row a site, indexed by name; statistics as ``forward_var``, ``weight_grad_mean``, …"""
+        """One row a site, indexed by name; statistics as ``forward_var``, ``weight_grad_mean``."""
         import pandas
 
         rows = [_flat(site) for site in self.sites]

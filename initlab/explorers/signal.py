@@ -13,7 +13,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from initlab.activations import ACTIVATIONS
 from initlab.data import DATA
@@ -81,7 +80,7 @@ class SignalExplorer(widgets.VBox):
         self.trace: Trace | None = None
         self.prediction: Prediction | None = None
         self.timing: dict[str, float] = {}
-        self.figure: Figure = Picture(11.0, 3.7)
+        self.figure = Picture(11.0, 3.7)
         self._panels = [
             Panel(self.figure.add_axes((left, 0.135, 0.355, 0.765)), animated=True)
             for left in (0.05, 0.555)

@@ -112,12 +112,10 @@ class OpenNotebook:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """JupyterLab on a free local port, on a copy of the notebooks, with nobody's settings."""
+    """JupyterLab on a free local port, in an empty folder, with nobody's settings."""
     home = tmp_path_factory.mktemp("lab")
     root = home / "notebooks"
     root.mkdir()
-    for notebook in NOTEBOOKS.glob("*.ipynb"):
-        shutil.copy(notebook, root)
     settings = home / "app-settings"
     settings.mkdir()
     (settings / "overrides.json").write_text(json.dumps(SETTINGS))
@@ -196,8 +194,9 @@ def open_and_run(
 ) -> Iterator[Callable[..., OpenNotebook]]:
     """open_and_run(notebook, theme="light", run=True, viewport=(1300, 1600)) -> OpenNotebook.
 
-    `notebook` is the name of one in notebooks/, or the path of any other. When the test ends its
-    pages are closed and its kernels shut down; if it failed, a screenshot of each page is left.
+    `notebook` is the name of one in notebooks/, or the absolute path of any other; a copy is
+    opened. When the test ends its pages are closed and its kernels shut down; if it failed, a
+    screenshot of each page is left.
     """
     opened: list[OpenNotebook] = []
 
@@ -208,14 +207,16 @@ def open_and_run(
         run: bool = True,
         viewport: tuple[int, int] = (1300, 1600),
     ) -> OpenNotebook:
-        path = Path(notebook)
-        if path.is_absolute():
-            shutil.copy(path, lab.root)
+        source = NOTEBOOKS / notebook  # an absolute path stays itself
+        # A folder of its own: JupyterLab shares one kernel between views of the same file.
+        folder = lab.root / secrets.token_hex(4)
+        folder.mkdir()
+        shutil.copy(source, folder)
         context = browser.new_context(viewport={"width": viewport[0], "height": viewport[1]})
         view = OpenNotebook(context.new_page())
         opened.append(view)
         collect_console_errors(view)
-        view.page.goto(f"{lab.url}/lab/tree/{path.name}?reset&token={lab.token}")
+        view.page.goto(f"{lab.url}/lab/tree/{folder.name}/{source.name}?reset&token={lab.token}")
         view.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
         view.page.wait_for_function(
             "window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel"

@@ -1,0 +1,86 @@
+"""check(): the exercises' checks, which say right or what to think about next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from initlab.errors import unknown_name
+
+Verdict = str | None
+"""None for a right answer, else one sentence on what to think about next."""
+
+
+def _symmetry(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is a whole number: how many different rows there are"
+    if number == 1:
+        return None
+    return "units of equal weights get equal gradients; what are they after one step?"
+
+
+def _std_for_relu(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one positive number, a standard deviation"
+    if math.isclose(number, math.sqrt(2 / 400), rel_tol=0.02):
+        return None
+    if math.isclose(number, math.sqrt(1 / 400), rel_tol=0.02):
+        return "that keeps a linear network; how much of E h² does ReLU let through?"
+    if math.isclose(number, 2 / 400, rel_tol=0.02):
+        return "that is the variance; the question is for the standard deviation"
+    return "set n · std² · E φ² to 1, with n = 400 and E φ² = ½ for ReLU under N(0, 1)"
+
+
+def _overflow(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a layer"
+    if 42 <= number <= 44:
+        return None
+    if 20 <= number <= 22:
+        return "that is where the squares overflow; the activations themselves last longer"
+    return "each layer multiplies |h| by about √(128 / 2) = 8; how often until 3.4 · 10³⁸?"
+
+
+def _number(answer: Any) -> float | None:
+    try:
+        number = float(answer)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+EXERCISES: Mapping[str, Callable[[Any], Verdict]] = MappingProxyType(
+    {
+        "01-symmetry": _symmetry,
+        "01-std-for-relu": _std_for_relu,
+        "01-overflow": _overflow,
+    }
+)
+"""Every exercise by name; a new one is one entry."""
+
+
+def check(exercise: str, answer: Any) -> None:
+    """Print one line: right, or what to think about next.
+
+    Args:
+        exercise: a name of ``EXERCISES``, such as "01-symmetry".
+        answer: the reader's; None, as exercises are saved, is "not answered yet".
+
+    Raises:
+        ValueError: no such exercise.
+
+    >>> check("01-symmetry", None)
+    01-symmetry: not answered yet
+    """
+    if exercise not in EXERCISES:
+        raise unknown_name("exercise", exercise, EXERCISES)
+    if answer is None:
+        print(f"{exercise}: not answered yet")
+        return
+    hint = EXERCISES[exercise](answer)
+    print(f"{exercise}: right" if hint is None else f"{exercise}: not yet: {hint}")

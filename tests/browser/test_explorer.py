@@ -1,0 +1,219 @@
+"""The main explorer as a hand and an eye meet it: JupyterLab in a real Chromium."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from initlab import Experiment
+
+START = 'Experiment(depth=20, width=64, activation="tanh", scheme="xavier_normal", batch_size=64)'
+LAPTOP = (1366, 768)
+PICTURE = ".initlab-explorer img"
+FRAMES = """() => {
+    const image = document.querySelector('.initlab-explorer img');
+    window.blankFrames = 0;
+    window.watching = true;
+    const look = () => {
+        if (!image.complete || image.naturalWidth === 0) window.blankFrames += 1;
+        if (window.watching) requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+}"""
+
+
+@pytest.fixture
+def explorer(open_and_run, tmp_path):
+    """A notebook that shows one explorer, opened and run."""
+
+    def open_explorer(start: str = START, **options):
+        notebook = nbformat.v4.new_notebook(cells=[
+            nbformat.v4.new_code_cell(
+                "from initlab import Experiment, SignalExplorer\n"
+                f"explorer = SignalExplorer({start})\nexplorer"
+            )
+        ])  # fmt: skip
+        path = tmp_path / "explorer.ipynb"
+        nbformat.write(notebook, path)
+        return Explorer(open_and_run(path, **options))
+
+    return open_explorer
+
+
+class Explorer:
+    """What a test does with the explorer: find a control, act, and wait for what follows."""
+
+    def __init__(self, view):
+        self.view, self.page = view, view.page
+        self.page.wait_for_function(
+            f"document.querySelector('{PICTURE}')?.naturalWidth > 0", timeout=60_000
+        )
+
+    def menu(self, label):
+        return self.page.locator(
+            f".initlab-explorer .widget-dropdown:has(.widget-label:text-is('{label}')) select"
+        )
+
+    def number(self, label):
+        """The slider handle and the text field of a control."""
+        box = self.page.locator(
+            f".initlab-explorer .initlab-number:has(.widget-label:text-is('{label}'))"
+        ).first
+        return box.locator(".noUi-handle"), box.locator("input[type=number]")
+
+    def button(self, label):
+        return self.page.locator(f".initlab-explorer button:has-text('{label}')").first
+
+    @property
+    def status(self):
+        return self.page.locator(".initlab-status").inner_text().strip()
+
+    @property
+    def alt(self):
+        return self.page.locator(PICTURE).get_attribute("alt")
+
+    def open_folds(self):
+        for index in range(self.page.locator(".initlab-explorer .jupyter-widget-Collapse").count()):
+            header = self.page.locator(
+                ".initlab-explorer .jupyter-widget-Collapse-header"
+            ).nth(index)  # fmt: skip
+            if "open" not in (header.get_attribute("class") or ""):
+                header.click()
+
+    def changes(self, action, timeout=20_000):
+        """Act, and wait until the picture or the status is another."""
+        seen = self.page.evaluate(SEEN)
+        action()
+        self.page.wait_for_function(f"seen => ({SEEN})() !== seen", arg=seen, timeout=timeout)
+
+    def settles(self):
+        """Wait until nothing has changed for a while."""
+        seen = None
+        while seen != (seen := self.page.evaluate(SEEN)):
+            self.page.wait_for_timeout(500)
+
+
+SEEN = """() => document.querySelector('.initlab-explorer img').src
+    + document.querySelector('.initlab-status').textContent"""
+
+
+def test_every_control_moves_the_picture_by_keyboard(explorer):
+    shown = explorer()
+    shown.open_folds()
+    shown.page.wait_for_timeout(500)
+    for label in ("depth", "width", "batch", "seed"):
+        handle, _ = shown.number(label)
+        shown.changes(lambda handle=handle: handle.press("ArrowRight"))
+    handle, _ = shown.number("bias σ")
+    for _ in range(5):
+        handle.press("ArrowRight")
+    shown.settles()
+    assert shown.menu("bias").evaluate("menu => menu.selectedOptions[0].text") == "normal"
+    own_gain = shown.page.locator(
+        ".initlab-explorer label:has-text('own gain') input[type=checkbox]"
+    ).first
+    own_gain.focus()
+    shown.changes(lambda: own_gain.press(" "))
+    for label in ("scheme", "activation", "norm", "measure", "network", "padding", "bias", "loss"):
+        menu = shown.menu(label)
+        shown.changes(lambda menu=menu: menu.press("ArrowDown"))
+    menu = shown.menu("input")
+    shown.changes(lambda: menu.press("ArrowUp"))  # noise has no labels for the cross-entropy
+    assert "labels" in shown.status
+    shown.changes(lambda: menu.press("ArrowDown"))
+    for _ in range(4):
+        right = shown.menu("right plot")
+        shown.changes(lambda right=right: right.press("ArrowDown"))
+    for label in ("Pin", "Resample", "Reset"):
+        button = shown.button(label)
+        button.focus()
+        button.press("Enter")
+        shown.settles()
+    assert shown.page.locator(".initlab-explorer .initlab-dimmed").count() == 0
+    assert shown.view.console_errors == []
+
+
+def test_scheme_parameters_appear_and_move_the_picture(explorer):
+    shown = explorer('Experiment(depth=10, width=32, scheme="normal", scheme_params={"std": 0.2})')
+    handle, text = shown.number("std")
+    assert text.input_value() == "0.2"
+    shown.changes(lambda: handle.press("ArrowRight"))
+    assert shown.view.console_errors == []
+
+
+def test_a_bad_number_is_said_and_dims_the_picture_until_it_is_mended(explorer):
+    shown = explorer()
+    _, text = shown.number("depth")
+    shown.changes(lambda: (text.fill("0"), text.press("Enter")))
+    assert "depth=0 must be at least 1" in shown.status
+    assert shown.page.locator(".initlab-status [role=alert]").count() == 1
+    assert shown.page.locator(".initlab-explorer .initlab-dimmed").count() == 1
+    shown.changes(lambda: (text.fill("30"), text.press("Enter")))
+    assert "layer 30" in shown.status
+    shown.page.wait_for_selector(".initlab-explorer .initlab-dimmed", state="detached")
+    assert shown.view.console_errors == []
+
+
+def test_a_burst_of_keys_ends_on_the_right_picture_without_a_blank_frame(explorer):
+    shown = explorer()
+    shown.page.evaluate(FRAMES)
+    handle, text = shown.number("depth")
+    for _ in range(30):
+        handle.press("ArrowRight")
+    shown.page.wait_for_function(
+        "document.querySelector('.initlab-status').textContent.includes('layer 50')"
+    )
+    shown.settles()
+    shown.page.evaluate("window.watching = false")
+    assert text.input_value() == "50"
+    assert shown.status in shown.alt
+    assert shown.page.evaluate("window.blankFrames") == 0
+    assert shown.view.console_errors == []
+
+
+def test_a_share_string_restores_what_it_was_made_from(explorer):
+    shown = explorer()
+    shown.open_folds()
+    field = shown.page.locator(
+        ".initlab-explorer .widget-text:has(.widget-label:text-is('share')) input"
+    )
+    text = Experiment(depth=12, width=32, activation="relu", scheme="orthogonal").share()
+    shown.changes(lambda: (field.fill(text), field.press("Enter")))
+    shown.settles()
+    assert shown.menu("scheme").evaluate("menu => menu.selectedOptions[0].text") == "orthogonal"
+    assert shown.number("depth")[1].input_value() == "12"
+    shown.changes(lambda: (field.fill(text[:-8]), field.press("Enter")))
+    assert re.search("cut short|damaged", shown.status)
+
+
+def test_pointing_at_a_layer_reads_its_numbers(explorer):
+    shown = explorer()
+    box = shown.page.locator(PICTURE).bounding_box()
+    shown.page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
+    shown.page.wait_for_function(
+        "/layer \\d+: measured .*theory/.test("
+        "document.querySelector('.initlab-readout').textContent)"
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_screen_fits_a_laptop_and_is_accessible(explorer, theme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    shown = explorer(theme=theme, viewport=LAPTOP)
+    shown.view.screenshot(f"explorer-{theme}")
+    shown.open_folds()
+    shown.page.wait_for_timeout(500)
+    results = Axe().run(shown.page, context=".initlab-explorer").response
+    serious = [
+        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
+        for each in results["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert not serious, json.dumps(serious, indent=1)
+    names = shown.page.locator(".initlab-explorer .noUi-handle").evaluate_all(
+        "handles => handles.map(handle => handle.getAttribute('aria-label'))"
+    )
+    assert all(names), names
+    shown.view.screenshot(f"explorer-{theme}-open")

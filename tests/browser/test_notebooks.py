@@ -1,0 +1,24 @@
+"""Every notebook runs from top to bottom in JupyterLab, without a word on stderr or the console."""
+
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs_and_shows_its_explorer(open_and_run, notebook):
+    view = open_and_run(notebook.name)
+    view.page.wait_for_function(
+        "document.querySelector('.initlab-explorer img')?.naturalWidth > 0", timeout=60_000
+    )
+    view.page.locator(".initlab-explorer").first.scroll_into_view_if_needed()
+    view.screenshot(notebook.stem)
+    handle = view.page.locator(".initlab-explorer .noUi-handle").first
+    before = view.page.locator(".initlab-explorer img").first.get_attribute("src")
+    handle.press("ArrowLeft")
+    view.page.wait_for_function(
+        "src => document.querySelector('.initlab-explorer img').src !== src", arg=before
+    )
+    assert view.console_errors == []

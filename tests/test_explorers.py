@@ -1,0 +1,183 @@
+import threading
+
+import pytest
+
+from initlab import Experiment, SignalExplorer
+from initlab.explorers.signal import RIGHT_VIEWS
+
+START = Experiment(depth=6, width=16, batch_size=32)
+
+
+@pytest.fixture
+def explorer():
+    return SignalExplorer(START)
+
+
+def choices(explorer):
+    return [
+        (name, value)
+        for name in ("scheme", "activation", "architecture", "data", "bias", "norm", "padding")
+        for value in [option[-1] if isinstance(option, tuple) else option
+                      for option in explorer.controls[name].options]
+    ]  # fmt: skip
+
+
+def test_every_choice_of_every_menu_draws(explorer):
+    for name, value in choices(explorer):
+        explorer.experiment = START
+        explorer.controls[name].value = value
+        assert getattr(explorer.experiment, name) == value
+        assert explorer.status.startswith("The signal"), (name, value, explorer.status)
+        assert not explorer.live.dimmed
+        assert explorer.trace.names[-1] == "output"
+
+
+@pytest.mark.parametrize("right", [value for _, value in RIGHT_VIEWS])
+@pytest.mark.parametrize("quantity", ["second_moment", "var", "across_samples_var"])
+def test_every_view_draws(explorer, right, quantity):
+    explorer.pin()
+    explorer.controls["quantity"].value = quantity
+    before = explorer.live.png
+    explorer.controls["right"].value = right
+    assert not explorer.live.dimmed, explorer.status
+    assert right == "backward" or explorer.live.png != before
+
+
+def test_controls_replace_fields_of_the_experiment(explorer):
+    explorer.controls["depth"].value = 9
+    explorer.controls["gain"].value = 1.1
+    explorer.controls["scheme"].value = "normal"
+    explorer.controls["scheme_params"].value = {"mean": 0.0, "std": 0.1}
+    assert explorer.experiment == START.replace(
+        depth=9, gain=1.1, scheme="normal", scheme_params={"mean": 0.0, "std": 0.1}
+    )
+    assert len(explorer.trace.select(kind="affine")) == 9
+
+
+def test_a_typed_depth_may_lie_beyond_the_slider(explorer):
+    explorer.controls["width"].value = 8
+    explorer.controls["depth"].text.value = 300
+    assert explorer.experiment.depth == 300
+    assert explorer.controls["depth"].slider.value == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("depth", 0, "depth=0"), ("depth", -3, "depth=-3"), ("width", 0, "width=0"),
+     ("width", 10**7, "GiB"), ("batch_size", 0, "batch_size=0"), ("gain", float("nan"), "gain=nan"),
+     ("seed", -1, "seed=-1")],
+)  # fmt: skip
+def test_a_bad_value_is_said_and_dims_the_picture_until_it_is_mended(explorer, name, value, words):
+    good = explorer.controls[name].value
+    explorer.controls[name].value = value
+    assert words in explorer.status
+    assert explorer.live.dimmed
+    explorer.controls["activation"].value = "tanh"
+    assert words in explorer.status
+    explorer.controls[name].value = good
+    assert explorer.status.startswith("The signal")
+    assert not explorer.live.dimmed
+    assert explorer.experiment.activation == "tanh"
+
+
+def test_cross_entropy_on_noise_is_refused_in_words(explorer):
+    explorer.controls["loss"].value = "cross_entropy"
+    assert explorer.trace.loss > 0
+    explorer.controls["data"].value = "noise"
+    assert "labels" in explorer.status
+    assert explorer.live.dimmed
+
+
+def test_pin_keeps_a_ghost_and_a_second_pin_lets_it_go(explorer):
+    plain = explorer.live.png
+    explorer.controls["activation"].value = "tanh"
+    explorer.pin()
+    explorer.controls["activation"].value = "relu"
+    assert explorer.live.png != plain
+    explorer.pin()
+    assert explorer.live.png == plain
+
+
+def test_resample_and_reset(explorer):
+    first = explorer.trace.to_json()
+    explorer.resample()
+    assert explorer.experiment.seed == 1
+    assert explorer.trace.to_json() != first
+    explorer.controls["scheme"].value = "zeros"
+    explorer.reset()
+    assert explorer.experiment == START
+    assert explorer.trace.to_json() == first
+
+
+def test_the_share_field_restores_and_refuses(explorer):
+    other = START.replace(activation="tanh", scheme="orthogonal", bias="normal", bias_std=0.3)
+    explorer._share.value = other.share()
+    assert explorer.experiment == other
+    explorer._share.value = other.share()[:-6]
+    assert "cut short" in explorer.status or "damaged" in explorer.status
+    assert explorer.live.dimmed
+
+
+def test_the_folds_show_the_numbers_and_the_code(explorer):
+    _, table, code = explorer._folds
+    table.selected_index = 0
+    code.selected_index = 0
+    site = explorer.trace["linear6"]
+    assert f"{site.forward.second_moment:.4g}" in explorer._table.value
+    assert explorer._code.value == explorer.code() == explorer.experiment.code()
+    explorer.controls["depth"].value = 7
+    assert "linear7" in explorer._table.value
+
+
+def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explorer):
+    assert explorer.summary() == SignalExplorer(START).summary()
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["text/plain"] == explorer.summary()
+    assert bundle["image/png"].startswith(b"\x89PNG")
+    assert "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
+
+
+def test_where_theory_is_silent_the_sentence_says_why(explorer):
+    explorer.controls["architecture"].value = "cnn"
+    assert "No theory is drawn for the architecture 'cnn' yet." in explorer.status
+
+
+def test_an_explosion_is_named_by_its_layer():
+    explorer = SignalExplorer(Experiment(depth=50, width=128, scheme="normal", data="noise"))
+    assert "overflow at layer" in explorer.status
+    assert "kaiming_normal keeps both" in explorer.status
+
+
+def test_an_experiment_of_widths_and_a_numeric_bias_can_be_shown():
+    experiment = Experiment(widths=(32, 16, 8), bias=0.25, batch_size=32)
+    explorer = SignalExplorer(experiment)
+    explorer.controls["activation"].value = "tanh"
+    assert explorer.experiment == experiment.replace(activation="tanh")
+    explorer.controls["depth"].value = 5
+    assert explorer.experiment.layer_widths == (32,) * 5
+
+
+def test_many_threads_end_on_what_the_controls_say(explorer):
+    def hammer(name, values):
+        for value in values:
+            explorer.controls[name].value = value
+
+    threads = [
+        threading.Thread(target=hammer, args=("depth", range(2, 22))),
+        threading.Thread(target=hammer, args=("activation", ["tanh", "relu", "gelu", "sin"] * 4)),
+        threading.Thread(target=hammer, args=("width", range(8, 24))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shown = explorer.experiment
+    assert (shown.depth, shown.activation, shown.width) == (21, "sin", 23)
+    assert explorer.trace.to_json() == SignalExplorer(shown).trace.to_json()
+
+
+def test_only_an_experiment_can_be_shown():
+    with pytest.raises(TypeError, match=r"initlab\.trace"):
+        SignalExplorer("mlp")
+    with pytest.raises(TypeError, match="must be an Experiment"):
+        SignalExplorer(START).experiment = None

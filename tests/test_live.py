@@ -1,0 +1,49 @@
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from initlab import Experiment
+from initlab.live import LiveFigure
+from initlab.plots import Panel, Picture, curve
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def shown(live: LiveFigure, panel: Panel, experiment: Experiment) -> np.ndarray:
+    panel.update("forward", measured=[curve(experiment.run(), "forward", label="measured")])
+    live.refresh(panel.moving, panel.background, "alt")
+    return pixels(live.png)
+
+
+def test_a_blitted_update_equals_a_full_redraw_pixel_for_pixel():
+    start = Experiment(depth=30, width=16, data="noise")
+    moved = start.replace(activation="tanh", depth=28)
+    picture: Figure = Picture(5, 3)
+    panel = Panel(picture.add_subplot(), animated=True)
+    live = LiveFigure(picture)
+    first = shown(live, panel, start)
+    blitted = shown(live, panel, moved)
+    live._background = None
+    redrawn = shown(live, panel, moved)
+    assert not np.array_equal(first, blitted)
+    np.testing.assert_array_equal(blitted, redrawn)
+
+
+def test_a_refresh_brings_alt_text_and_ends_dimming():
+    picture = Picture(3, 2)
+    live = LiveFigure(picture)
+    live.dimmed = True
+    live.refresh([], "background", "what it says")
+    assert live.alt == "what it says"
+    assert not live.dimmed
+    assert set(live.timing) == {"draw", "encode"}
+
+
+def test_boxes_are_fractions_of_the_image():
+    picture = Picture(4, 2)
+    picture.add_axes((0.1, 0.2, 0.3, 0.4))
+    np.testing.assert_allclose(LiveFigure(picture).boxes(), [[0.1, 0.4, 0.4, 0.8]])

@@ -1,0 +1,121 @@
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from initlab import Experiment, plot, trace
+from initlab.plots import VIEWS, Panel, Picture, curve, nice_depth
+
+SMALL = Experiment(depth=6, width=16, activation="tanh", scheme="xavier_normal", data="noise")
+
+
+def lines(figure):
+    return figure.axes[0].lines
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return SMALL.run(histogram=True, geometry=True)
+
+
+@pytest.mark.parametrize("what", VIEWS)
+def test_every_picture_draws(what, measured):
+    figure = plot(measured, what)
+    assert figure.axes[0].get_title(loc="left")
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_line_holds_the_traced_numbers(measured):
+    (line,) = lines(plot(measured, "forward"))
+    expected = [site.forward.second_moment for site in measured.select(kind="affine")]
+    np.testing.assert_array_equal(line.get_ydata(), expected)
+    np.testing.assert_array_equal(line.get_xdata(), range(1, 7))
+
+
+def test_backward_is_relative_to_the_output(measured):
+    (line,) = lines(plot(measured, "backward"))
+    site, output = measured["linear6"], measured["output"]
+    expected = site.backward.second_moment / output.backward.second_moment
+    assert line.get_ydata()[-1] == pytest.approx(expected)
+
+
+def test_theory_and_measurement_share_an_axes(measured):
+    assert len(lines(plot([measured, SMALL.predict()], "backward"))) == 2
+    assert len(lines(plot(SMALL.predict()))) == 1
+    labelled = plot({"xavier": measured, "he": SMALL.replace(scheme="kaiming_normal").run()})
+    assert {text.get_text() for text in labelled.axes[0].texts} >= {"xavier", "he"}
+
+
+def test_three_seeds_are_a_median_with_its_band():
+    traces = [SMALL.replace(seed=seed).run() for seed in range(5)]
+    figure = plot(traces)
+    (line,) = lines(figure)
+    values = [[site.forward.second_moment for site in each.select(kind="affine")]
+              for each in traces]  # fmt: skip
+    np.testing.assert_allclose(line.get_ydata(), np.median(values, axis=0))
+    assert len(figure.axes[0].collections) == 1
+
+
+def test_an_overflow_ends_the_curve_and_is_named():
+    exploded = Experiment(depth=50, width=128, scheme="normal", data="noise").run()
+    forward = curve(exploded, "forward")
+    first = next(site.depth for site in exploded if site.forward.nonfinite)
+    assert forward.note == f"overflow at layer {first}"
+    assert np.isfinite(forward.values[: first - 1]).all()
+    assert np.isnan(forward.values[first - 1 :]).all()
+    assert "and below" in curve(exploded, "backward").note
+
+
+def test_zeros_are_named_and_never_drawn_as_a_line():
+    dead = Experiment(depth=4, scheme="zeros").run()
+    assert curve(dead, "forward").note == "0 at layer 1"
+    texts = [text.get_text() for text in plot(dead).axes[0].texts]
+    assert any("0 at layer 1" in text for text in texts)
+
+
+def test_a_drawing_goes_into_the_given_axes(measured):
+    figure = Picture()
+    ax = figure.add_subplot()
+    assert plot(measured, ax=ax) is figure
+
+
+def test_what_cannot_be_drawn_is_refused(measured):
+    plain = SMALL.run()
+    for call, words in (
+        (lambda: plot(plain, "forwards"), "did you mean 'forward'"),
+        (lambda: plot(plain, quantity="std"), "unknown quantity"),
+        (lambda: plot(plain, "histograms"), "histogram=True"),
+        (lambda: plot(plain, "cosine"), "geometry=True"),
+        (lambda: plot(SMALL.predict(), "units"), "needs a Trace"),
+        (lambda: plot([]), "at least one"),
+        (lambda: plot(trace(nn.Linear(2, 2), torch.ones(2, 2), backward=False), "backward"),
+         "backward=True"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(TypeError, match="not a int"):
+        plot([1])
+
+
+def test_drawing_imports_no_pyplot_state(measured):
+    before = matplotlib.get_backend()
+    plot(measured)
+    assert matplotlib.get_backend() == before
+
+
+def test_small_moves_leave_the_background_alone():
+    panel = Panel(Picture().add_subplot())
+    panel.update("forward", measured=[curve(SMALL.run(), "forward")])
+    background = panel.background
+    panel.update("forward", measured=[curve(SMALL.replace(depth=9).run(), "forward")])
+    assert panel.background == (*background[:2], 10, background[3])
+    panel.update("forward", measured=[curve(SMALL.replace(depth=8).run(), "forward")])
+    assert panel.background[2] == 10
+
+
+@pytest.mark.parametrize("depth", [1, 5, 6, 99, 100, 101, 999, 10_000, 123_456])
+def test_the_depth_axis_ends_at_a_round_number_not_far_off(depth):
+    assert depth <= nice_depth(depth) <= max(5, math.ceil(2.01 * depth))

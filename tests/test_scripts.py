@@ -1,0 +1,56 @@
+"""Experiment.code(): a script that needs no initlab prints what run() measures."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from initlab import Experiment, register_activation
+
+EXPERIMENTS = [
+    Experiment(depth=5, width=32, data="noise"),
+    Experiment(depth=5, width=32, activation="tanh", scheme="xavier_normal"),
+    Experiment(depth=12, width=24, activation="gelu", scheme="orthogonal", gain=1.4),
+    Experiment(depth=4, activation="sin", scheme="lecun_uniform", loss="cross_entropy"),
+    Experiment(widths=(40, 30, 7), activation="relu_squared", scheme="pytorch_default"),
+    Experiment(depth=3, scheme="normal", scheme_params={"std": 0.1}, bias="normal", bias_std=0.2),
+    Experiment(depth=3, scheme="kaiming_uniform", scheme_params={"mode": "fan_out"}, bias=0.3,
+               activation="tanh", norm="batch"),
+    Experiment(depth=3, scheme="trunc_normal", scheme_params={"std": 0.05}, activation="softplus",
+               norm="layer", seed=5),
+    Experiment(architecture="cnn", depth=3, width=6, batch_size=32, padding="circular"),
+    Experiment(architecture="cnn", depth=3, width=6, batch_size=32, loss="cross_entropy",
+               norm="batch", activation="leaky_relu"),
+    Experiment(architecture="cnn", depth=2, width=4, batch_size=16, data="noise", norm="layer",
+               scheme="constant", bias="pytorch_default", activation="prelu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.to_json()[:60])
+def test_the_script_prints_the_same_numbers_as_run(experiment):
+    code = experiment.code()
+    assert "initlab" not in code
+    ran = subprocess.run(
+        [sys.executable, "-I", "-"], input=code, capture_output=True, text=True, timeout=120,
+        check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr + code
+    printed = re.findall(r"layer \d+: E h\^2 = (\S+), E \(dL/dh\)\^2 = (\S+)", ran.stdout)
+    sites = experiment.run().select(kind="affine")
+    assert len(printed) == len(sites)
+    for (forward, backward), site in zip(printed, sites, strict=True):
+        assert float(forward) == pytest.approx(site.forward.second_moment, rel=1e-4, abs=1e-30)
+        assert float(backward) == pytest.approx(site.backward.second_moment, rel=1e-4, abs=1e-30)
+
+
+def test_an_activation_that_a_script_cannot_spell_is_refused(monkeypatch):
+    from initlab import activations
+
+    monkeypatch.setattr(activations, "_registry", dict(activations._registry))
+    monkeypatch.setattr(activations, "ACTIVATIONS", activations._registry)
+    monkeypatch.setattr("initlab.experiment.ACTIVATIONS", activations._registry)
+    register_activation("cubed", lambda z: z**3)
+    with pytest.raises(ValueError, match="'cubed' was registered from Python"):
+        Experiment(activation="cubed", depth=2).code()
