@@ -110,20 +110,34 @@ class Elementwise(nn.Module):
 
 # ---------------------------------------------------------------- Gaussian expectations
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+_ORDER = 24
+_ENDS = np.array([-1 + 1e-9, 1 - 1e-9])  # just inside a panel, so that a kink at its edge is none
 _REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
 _ROUNDS = 30
 _MOST_PANELS = 4096
 
 
-def _legendre_tail() -> np.ndarray:
-    """Maps values at the 24 nodes to their 3 highest Legendre coefficients: small when resolved."""
-    degrees = np.arange(21, 24)
-    values = np.polynomial.legendre.legvander(_NODES, 23)[:, degrees]
-    return _WEIGHTS[:, None] * values * (2 * degrees + 1) / 2
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes and weights of a panel, and the map from values at the nodes to what is unresolved.
+
+    That is the 3 highest Legendre coefficients, and what the interpolating polynomial misses at
+    either end, where no Gauss node would see a kink; it weighs as much as the part without nodes.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
+    degrees = np.arange(_ORDER)
+    to_coefficients = weights[:, None] * np.polynomial.legendre.legvander(nodes, _ORDER - 1)
+    to_coefficients *= (2 * degrees + 1) / 2
+    at_ends = np.polynomial.legendre.legvander(_ENDS, _ORDER - 1)
+    missed = np.concatenate([-to_coefficients @ at_ends.T, np.eye(2)]) * (1 - nodes[-1])
+    tail = np.concatenate([to_coefficients[:, -3:], np.zeros((2, 3))])
+    return (
+        np.concatenate([nodes, _ENDS]),
+        np.concatenate([weights, [0, 0]]),
+        np.concatenate([tail, missed], axis=1),
+    )
 
 
-_TAIL = _legendre_tail()
+_NODES, _WEIGHTS, _UNRESOLVED = _gauss_legendre()
 
 
 def gaussian_expectation(
@@ -151,7 +165,7 @@ def gaussian_expectation(
         with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
             values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
             parts = (values @ _WEIGHTS) * half
-            rough = np.abs(values @ _TAIL).max(axis=-1) * half
+            rough = np.abs(values @ _UNRESOLVED).max(axis=-1) * half
         if size is None:
             size = np.abs(parts).sum(axis=1)
         bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
@@ -217,7 +231,7 @@ def gain(
     relu          1.414214    1.414214
     leaky_relu    1.414143    1.414143    (slope 0.01)
     tanh          1.592537    1.666667    5/3 is LeCun's target for Var φ, not a fixed point
-    sigmoid       1.843610    1           torch has no rule for it; E φ ≠ 0 enters E φ²
+    sigmoid       1.846229    1           torch has no rule for it; E φ ≠ 0 enters E φ²
     selu          1           0.75        SELU is built for 1; torch's 3/4 is empirical
     gelu          1.533530    error       not tabulated
     silu          1.676532    error       not tabulated
@@ -487,8 +501,9 @@ def _require_elementwise(name: str, function: ElementwiseFunction) -> None:
     z = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     refused = f"activation {name!r} is not an elementwise function of a float tensor"
     try:
-        value = function(z)
-        part = function(z[1:3, :4])
+        with torch.random.fork_rng(devices=[]):  # a Dropout draws from torch's global generator
+            value = function(z)
+            part = function(z[1:3, :4])
     except Exception as error:
         raise TypeError(f"{refused}: it raised {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or value.shape != z.shape:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor, nn
 
-from initlab.activations import ElementwiseFunction, activation
+from initlab.activations import ElementwiseFunction
+from initlab.activations import activation as resolve_activation
 from initlab.errors import finite_number, unknown_name
 from initlab.schemes import MODES, Mode, Scheme, scheme
 
@@ -153,7 +154,8 @@ def init_(
 
     Raises:
         TypeError: not a module, or an argument of a wrong type.
-        ValueError: an unknown name, a number out of range, or a pattern that matches nothing.
+        ValueError: an unknown name, a number out of range, a pattern that matches nothing, or a
+            model without parameters.
 
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> init_(net, "kaiming_normal", activation="relu", seed=0)["2.weight"].intended_std
@@ -162,6 +164,12 @@ def init_(
     if not isinstance(model, nn.Module):
         hint = "; a scheme fills a tensor: scheme(name)(tensor)" if torch.is_tensor(model) else ""
         raise TypeError(f"model must be an nn.Module, not a {type(model).__name__}{hint}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"model={type(model).__name__}() has no parameters to initialize")
+    if activation is not None:
+        resolve_activation(activation)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"seed={seed!r} must be a whole number or None")
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
     _check_bias(bias, bias_std)
@@ -330,12 +338,12 @@ def _init_weight(
     )  # fmt: skip
 
 
-def _true_fans(module: nn.Module) -> tuple[int, int]:
-    """Terms that one output sums up, and outputs that one input enters (at stride 1)."""
+def _true_fans(module: nn.Module) -> tuple[float, float]:
+    """Terms that one output sums up, and outputs that one input enters, on average over inputs."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     receptive = weight[0, 0].numel()
-    groups = getattr(module, "groups", 1)
-    return weight.shape[1] * receptive, weight.shape[0] * receptive // groups
+    entered = getattr(module, "groups", 1) * math.prod(getattr(module, "stride", ()))
+    return weight.shape[1] * receptive, weight.shape[0] * receptive / entered
 
 
 def _layer_gain(model: nn.Module, name: str, spec: Scheme, request: _Request) -> float | None:
@@ -368,7 +376,7 @@ def _neighbour_activation(model: nn.Module, name: str, *, before: bool) -> nn.Mo
         if isinstance(module, _AFFINE):
             return nn.Identity()
         try:
-            activation(module)
+            resolve_activation(module)
         except TypeError:
             return None
         return module

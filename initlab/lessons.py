@@ -19,7 +19,7 @@ def _symmetry(answer: Any) -> Verdict:
         return "the answer is a whole number: how many different rows there are"
     if number == 1:
         return None
-    return "units of equal weights get equal gradients; what are they after one step?"
+    return "units with equal weights in and out get equal gradients; what are they after a step?"
 
 
 def _std_for_relu(answer: Any) -> Verdict:
@@ -47,9 +47,12 @@ def _overflow(answer: Any) -> Verdict:
 
 
 def _number(answer: Any) -> float | None:
+    """The answer as a finite float, or None: a list, a tensor of two, True, 10**400, …"""
+    if isinstance(answer, bool):  # True is not how one answers 1
+        return None
     try:
         number = float(answer)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
     return number if math.isfinite(number) else None
 

@@ -20,7 +20,8 @@ function nameControls(root) {
   // ipywidgets' sliders have no accessible name of their own: lend them their visible label.
   for (const box of root.querySelectorAll('.widget-hslider, .widget-text')) {
     const label = box.querySelector('.widget-label')?.textContent
-      || box.closest('.initlab-number')?.querySelector('.widget-label')?.textContent;
+      || box.closest('.initlab-number')?.querySelector('.widget-label')?.textContent
+      || box.closest('.initlab-optional')?.querySelector('.widget-checkbox label')?.textContent;
     if (!label) continue;
     for (const part of box.querySelectorAll('.noUi-handle, input'))
       if (part.getAttribute('aria-label') !== label) part.setAttribute('aria-label', label);
@@ -47,6 +48,7 @@ function render({ model, el }) {
   const showText = () => { image.alt = model.get('alt'); };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
 
+  const hint = 'Point at a layer for its numbers.';
   const read = (event) => {
     const box = image.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width;
@@ -61,10 +63,11 @@ function render({ model, el }) {
       note.textContent = nearest[1];
       return;
     }
-    note.textContent = '';
+    note.textContent = hint;
   };
   image.addEventListener('pointermove', read);
-  image.addEventListener('pointerleave', () => { note.textContent = ''; });
+  image.addEventListener('pointerleave', () => { note.textContent = hint; });
+  note.textContent = hint;
 
   model.on('change:png', showPixels);
   model.on('change:alt', showText);
@@ -75,6 +78,8 @@ function render({ model, el }) {
   const start = () => {
     const root = el.closest('.initlab-explorer');
     if (!root) { if (el.isConnected === false) requestAnimationFrame(start); return; }
+    // Else JupyterLab takes arrows and letters typed in a menu for its own shortcuts.
+    root.dataset.lmSuppressShortcuts = 'true';
     nameControls(root);
     watcher = new MutationObserver(() => nameControls(root));
     watcher.observe(root, { childList: true, subtree: true });
@@ -92,6 +97,12 @@ _STYLE = """
 .initlab-live.initlab-dimmed img { opacity: 0.3; }
 .initlab-readout { line-height: 1.4; min-height: 1.4em; font-size: 12px; padding: 1px 6px;
   color: var(--jp-ui-font-color1, #333); font-variant-numeric: tabular-nums; }
+.initlab-explorer .jupyter-widget-Collapse-header { background: none; border: none;
+  font-weight: normal; padding: 3px 6px; }
+.initlab-explorer .jupyter-widget-Collapse-contents { border: none; padding: 2px 6px; }
+.initlab-explorer table { font-variant-numeric: tabular-nums; border-collapse: collapse; }
+.initlab-explorer :is(td, th) { text-align: right; padding: 0 10px; }
+.initlab-explorer th { position: sticky; top: 0; background: var(--jp-layout-color1, white); }
 """
 
 

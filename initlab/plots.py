@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,7 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from initlab.errors import unknown_name
 from initlab.prediction import PredictedSite, Prediction
@@ -87,12 +88,18 @@ class Curve:
 
 @dataclass
 class _Spot:
-    """Where a curve's name goes, in fractions of the Axes."""
+    """Where a curve ends and what is written there; first in data, then in Axes coordinates."""
 
     x: float
     y: float
     text: str
     color: str
+    backward: bool | None = None
+    """Of a curve cut short: is it read from the output down? None: the curve is whole."""
+
+    @property
+    def height(self) -> float:
+        return _LABEL_HEIGHT * (1 + self.text.count("\n"))
 
 
 class Picture(Figure):
@@ -210,9 +217,10 @@ class Panel:
         if background != self.background:
             self._dress(view, quantity, *background[2:])
             self.background = background
-        ends: list[tuple[float, float, str, str]] = []
+        ends: list[_Spot] = []
         if theory is not None:
-            ends += self._draw(theory, color=BLACK, linewidth=1.3, zorder=2)
+            silent = replace(theory, note="")  # the measurement says where float32 ends
+            ends += self._draw(silent, color=BLACK, linewidth=1.3, zorder=2)
         if pinned is not None:
             ends += self._draw(pinned, color=ORANGE, linewidth=1.4, linestyle="--", zorder=3)
         for each, (color, marker) in zip(measured, _CYCLE * (1 + len(measured) // 5), strict=False):
@@ -256,8 +264,8 @@ class Panel:
                        zorder=order)  # fmt: skip
         self.ax.stairs(base + height, edges, baseline=base, color=BLUE, linewidth=0.8, zorder=order)
 
-    def _draw(self, each: Curve, **style) -> list[tuple[float, float, str, str]]:
-        """Add the line, and return where its label goes: x, y, text, colour."""
+    def _draw(self, each: Curve, **style) -> list[_Spot]:
+        """Add the line, and return where its label goes."""
         finite = np.isfinite(each.values)
         (line,) = self.ax.plot(each.layers, each.values, **style)
         artists: list[Artist] = [line]
@@ -270,39 +278,49 @@ class Panel:
         for artist in artists:
             artist.set_animated(self.animated)
         self.moving += artists
+        color = style["color"]
+        if not each.note:
+            if not finite.any():
+                return []
+            last = np.flatnonzero(finite)[-1]
+            name = textwrap.fill(each.label, _LABEL_WIDTH)
+            return [_Spot(float(each.layers[last]), float(each.values[last]), name, color)]
+        text = f"{each.label}: {each.note}" if each.label else each.note
         if not finite.any():
-            middle = math.sqrt(math.prod(self.ax.get_ylim())) if each.note else math.nan
-            text = f"{each.label}: {each.note}" if each.label else each.note
-            return [(1, middle, text, style["color"])] if each.note else []
+            beyond = self.ax.get_ylim()[0 if each.note.startswith("0") else 1]
+            return [_Spot(1, beyond, text, color, backward=True)]
         backward = each.note.endswith("below")
-        last = int(np.flatnonzero(finite)[0 if backward else -1])
-        text = f"{each.label}: {each.note}" if each.note else each.label
-        return [(float(each.layers[last]), float(each.values[last]), text, style["color"])]
+        last = np.flatnonzero(finite)[0 if backward else -1]
+        return [_Spot(float(each.layers[last]), float(each.values[last]), text, color, backward)]
 
-    def _label(self, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    def _label(self, ends: Sequence[_Spot]) -> None:
         """Names at the curves' ends, pushed apart where they would touch."""
         to_axes = (self.ax.transData + self.ax.transAxes.inverted()).transform
         spots = []
-        for x, y, text, color in ends:
-            left, bottom = to_axes((x, y))
-            spots.append(_Spot(float(left), float(bottom), text, color))
+        for end in ends:
+            x, y = to_axes((end.x, end.y))
+            spots.append(replace(end, x=float(x), y=float(y)))
         spots = [spot for spot in spots if spot.text and math.isfinite(spot.y)]
         spots.sort(key=lambda spot: -spot.y)
         for rank, spot in enumerate(spots):
-            lowest = 0.03 + _LABEL_HEIGHT * (len(spots) - 1 - rank)
-            near = [above.y for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
-            highest = min([0.97, *(y - _LABEL_HEIGHT for y in near)])
+            if spot.backward is not None:
+                spot.y += _LABEL_HEIGHT  # above the line, which goes on
+            lowest = spot.height / 2 + sum(below.height for below in spots[rank + 1 :])
+            near = [above for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
+            highest = min([1.0, *(above.y - above.height / 2 for above in near)]) - spot.height / 2
             spot.y = min(max(spot.y, lowest), highest)
         for spot in spots:
-            beyond = spot.x > 0.75 and len(spot.text) > 14  # no room to the right of the Axes
+            room = len(spot.text) * _LETTER_WIDTH
+            fits = spot.x + room < 1 if spot.backward else spot.x < room
+            beside = spot.backward is None or fits
             artist = self.ax.text(
-                spot.x + (-0.02 if beyond else 0.02),
-                spot.y + (0.07 if beyond else 0),
+                spot.x + (0.02 if beside else -0.02),
+                spot.y,
                 spot.text,
                 color=spot.color,
                 fontsize=9,
                 va="center",
-                ha="right" if beyond else "left",
+                ha="left" if beside else "right",
                 transform=self.ax.transAxes,
                 clip_on=False,
                 zorder=6,
@@ -325,16 +343,18 @@ class Panel:
         )
         ax.set_xlabel("layer", fontsize=9.5)
         ax.set_xlim(0, depth * 1.02)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         if view.log:
             ax.set_yscale("log")
             decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
-            step = max(1, math.ceil(decades / 6))
-            ax.yaxis.set_major_locator(LogLocator(base=10.0**step if step < 300 else 1e300))
+            step = next(step for step in _TICK_STEPS if decades <= 6.2 * step)
+            ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
             ax.yaxis.set_minor_locator(NullLocator())
             if view.field in ("forward", "backward"):
                 ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
-                ax.text(1.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
-                        ha="right", va="bottom", zorder=1)  # fmt: skip
+                if math.log10(limits[1] / HEALTHY[1]) > _LABEL_HEIGHT * decades:
+                    ax.text(1.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
+                            ha="right", va="bottom", zorder=1)  # fmt: skip
         ax.set_ylim(*limits)
         ax.grid(axis="y", color="#e8e8e8", linewidth=0.7)
         ax.set_axisbelow(True)
@@ -359,6 +379,9 @@ def nice_depth(depth: int) -> int:
 
 
 _LABEL_HEIGHT = 0.065  # of the Axes
+_LETTER_WIDTH = 0.0165  # of the Axes
+_LABEL_WIDTH = 18  # letters, in the margin
+_TICK_STEPS = (1, 2, 3, 4, 6, 10, 20, 30, 50, 100, 200)  # decades
 _LOWS = (-8, -16, -32, -64, -128, -308)
 _HIGHS = (4, 8, 16, 32, 64, 128, 300)
 

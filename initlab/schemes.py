@@ -57,6 +57,10 @@ def _no_mean(fans: Fans, **_: Any) -> float:
     return 0.0
 
 
+def _any_values(**values: Any) -> None:
+    """Accept every combination of parameter values."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     r"""How to fill a weight tensor, and everything that is to be said of it.
@@ -73,6 +77,7 @@ class Scheme:
         bias: the bias it prescribes, "zeros" or "pytorch_default".
         parameters: name → Parameter.
         values: the chosen values of the parameters.
+        check: raises ValueError for values that do not go together.
     """
 
     name: str
@@ -91,6 +96,7 @@ class Scheme:
     bias: Literal["zeros", "pytorch_default"] = "zeros"
     parameters: Mapping[str, Parameter] = field(default_factory=dict, repr=False)
     values: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[..., None] = field(default=_any_values, repr=False)
 
     def __call__(
         self,
@@ -167,11 +173,7 @@ class Scheme:
                 raise TypeError(f"scheme {self.name!r} has no parameter {name!r}; it has: {known}")
             self._require(name, value)
         chosen: dict[str, Any] = {**self.values, **values}
-        for low, high in (("low", "high"), ("a", "b")):
-            if {low, high} <= chosen.keys() and not chosen[low] < chosen[high]:
-                raise ValueError(
-                    f"{self.name}: {low}={chosen[low]} must be below {high}={chosen[high]}"
-                )
+        self.check(**chosen)
         return replace(self, values=MappingProxyType(chosen))
 
     def _require(self, name: str, value: Any) -> None:
@@ -261,7 +263,8 @@ def _fill_trunc_normal(
     if std == 0:
         tensor.fill_(min(max(mean, a), b))
     else:
-        nn.init.trunc_normal_(tensor, mean, std, a, b, generator=generator)
+        cut = _reachable_cut(mean=mean, std=std, a=a, b=b)
+        nn.init.trunc_normal_(tensor, **cut, generator=generator)
 
 
 def _fill_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
@@ -306,6 +309,37 @@ def _fan_in_uniform_std(fans: Fans) -> float:
 def _orthogonal_std(fans: Fans) -> float:
     """Rows or columns of norm gain: entries of variance gain²/max(rows, columns)."""
     return fans.gain / math.sqrt(max(fans.rows, fans.columns))
+
+
+def _check_uniform(*, low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"uniform: low={low} must be below high={high}")
+
+
+def _check_trunc_normal(*, mean: float, std: float, a: float, b: float) -> None:
+    """Refuse a cut that leaves so little that torch, which draws by rejection, would not return."""
+    if not a < b:
+        raise ValueError(f"trunc_normal: a={a} must be below b={b}")
+    beyond = max(a - mean, mean - b, 0.0)
+    if beyond > 2 * std > 0:
+        raise ValueError(
+            f"trunc_normal: mean={mean} lies {beyond / std:.3g} std outside of a={a} to b={b}, "
+            "which cuts nearly everything off; move the cut, or take std of at least "
+            f"{beyond / 2:.3g}"
+        )
+
+
+def _reachable_cut(*, mean: float, std: float, a: float, b: float) -> dict[str, float]:
+    """The same distribution, cut where nothing is lost and torch's rejection still finds draws.
+
+    Where [a, b] keeps less than a third, torch proposes from U(a, b): hopeless if b − a ≫ std.
+    """
+    root = math.sqrt(2) * (std or 1.0)
+    kept = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2
+    if kept < 1 / 3:
+        mode = min(max(mean, a), b)
+        a, b = max(a, mode - 9 * std), min(b, mode + 9 * std)
+    return {"mean": mean, "std": std, "a": a, "b": b}
 
 
 def _trunc_normal_moments(mean: float, std: float, a: float, b: float) -> tuple[float, float]:
@@ -447,6 +481,7 @@ register_scheme(
     mean=lambda fans, low, high: (low + high) / 2,
     call=lambda weight, gain, low, high: f"nn.init.uniform_({weight}, a={low!r}, b={high!r})",
     uses_gain=False,
+    check=_check_uniform,
     parameters={
         "low": Parameter(0.0, -1.0, 1.0, "lower end"),
         "high": Parameter(1.0, -1.0, 1.0, "upper end"),
@@ -481,8 +516,11 @@ register_scheme(
     fill=_fill_trunc_normal,
     std=lambda fans, **values: _trunc_normal_moments(**values)[1],
     mean=lambda fans, **values: _trunc_normal_moments(**values)[0],
-    call=_call("trunc_normal_"),
+    call=lambda weight, gain, **values: _call("trunc_normal_")(
+        weight, gain, **_reachable_cut(**values)
+    ),
     uses_gain=False,
+    check=_check_trunc_normal,
     parameters={
         "mean": Parameter(0.0, -1.0, 1.0, "mean μ before the cut"),
         "std": Parameter(1.0, 0.0, 2.0, "standard deviation σ before the cut"),

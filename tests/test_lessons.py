@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from initlab.lessons import EXERCISES, check
 
@@ -40,7 +42,12 @@ def test_the_hidden_solution_is_right(exercise, capsys):
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
-@pytest.mark.parametrize("answer", [-1, 0, 1e9, "many", [1, 2], float("nan")])
+@pytest.mark.parametrize(
+    "answer",
+    [-1, 0, 1e9, 10**400, True, 1j, "many", "", [1, 2], {}, object, float("nan"),
+     torch.ones(2), np.ones(3)],
+    ids=repr,
+)  # fmt: skip
 def test_a_wrong_answer_gets_one_line_and_no_traceback(exercise, answer, capsys):
     check(exercise, answer)
     out = capsys.readouterr().out
@@ -56,6 +63,17 @@ def test_near_misses_get_a_hint_of_their_own(capsys):
     assert "ReLU" in hints[0]
     assert "variance" in hints[1]
     assert "squares" in hints[2]
+
+
+@pytest.mark.parametrize("answer", [np.float32(1), torch.tensor(1), torch.ones(1), 1.0])
+def test_a_number_may_come_as_a_numpy_or_torch_scalar(answer, capsys):
+    check("01-symmetry", answer)
+    assert capsys.readouterr().out == "01-symmetry: right\n"
+
+
+def test_notebooks_are_saved_with_their_exercises_unanswered():
+    text = "".join(path.read_text() for path in NOTEBOOKS)
+    assert all(f"{exercise}: not answered yet" in text for exercise in EXERCISES)
 
 
 def test_no_answer_yet(capsys):

@@ -13,7 +13,7 @@ import traitlets
 
 from initlab.schemes import Parameter, scheme
 
-WIDE = widgets.Layout(width="100%")
+_LABEL = "72px"
 
 
 def choice(description: str, options: Iterable[Any], value: Any) -> widgets.Dropdown:
@@ -23,7 +23,7 @@ def choice(description: str, options: Iterable[Any], value: Any) -> widgets.Drop
         options=list(options),
         value=value,
         layout=widgets.Layout(width="auto", min_width="200px", flex="1 1 200px"),
-        style={"description_width": "72px"},
+        style={"description_width": _LABEL},
     )
 
 
@@ -33,7 +33,14 @@ class Number(widgets.HBox):
     value = traitlets.Any()
 
     def __init__(
-        self, description: str, value: float, low: float, high: float, *, step: float = 1
+        self,
+        description: str,
+        value: float,
+        low: float,
+        high: float,
+        *,
+        step: float = 1,
+        label_width: str = _LABEL,
     ) -> None:
         whole = isinstance(value, int) and float(step).is_integer()
         slider = widgets.IntSlider if whole else widgets.FloatSlider
@@ -45,12 +52,12 @@ class Number(widgets.HBox):
             max=high,
             step=step,
             readout=False,
-            layout=widgets.Layout(width="auto", flex="1 1 130px", min_width="130px"),
-            style={"description_width": "72px"},
+            layout=widgets.Layout(width="auto", flex="1 1 120px", min_width="120px"),
+            style={"description_width": label_width},
         )
-        self.text = text(value=value, layout=widgets.Layout(width="76px"))
+        self.text = text(value=value, layout=widgets.Layout(width="68px"))
         super().__init__(
-            [self.slider, self.text], layout=widgets.Layout(flex="1 1 230px", min_width="230px")
+            [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
         )
         self.add_class("initlab-number")
         self._following = False
@@ -89,11 +96,15 @@ class OptionalNumber(widgets.HBox):
             indent=False,
             layout=widgets.Layout(width="auto", margin="2px 0 0 12px"),
         )
-        self.number = Number(description, start, low, high, step=0.01)
+        self.number = Number(description, start, low, high, step=0.01, label_width="0px")
         self.number.slider.description = ""
-        self.number.slider.style.description_width = "0px"
+        self.number.slider.layout.min_width = "60px"
+        self.number.layout.min_width = "0"
         self.number.layout.display = "none"
-        super().__init__([self.box, self.number], layout=widgets.Layout(flex="1 1 260px"))
+        super().__init__(
+            [self.box, self.number], layout=widgets.Layout(flex="1 1 340px", min_width="340px")
+        )
+        self.add_class("initlab-optional")
         self._following = False
         self.box.observe(self._changed, "value")
         self.number.observe(self._changed, "value")

@@ -39,12 +39,19 @@ RIGHT_VIEWS = (
     ("cosine between inputs", "cosine"),
     ("histograms", "histograms"),
 )
+_OWN_BIAS = "scheme"  # a menu shows nothing for a value of None
 _BIASES = (
-    ("the scheme's own", None),
+    ("the scheme's own", _OWN_BIAS),
     ("zeros", "zeros"),
     ("PyTorch's default", "pytorch_default"),
     ("normal", "normal"),
 )
+_MORE = (
+    "architecture", "data", "loss",
+    "norm", "padding", "batch_size",
+    "bias", "bias_std", "gain",
+    "quantity", "right", "seed",
+)  # fmt: skip
 _NOTICEABLE = 5e9  # operations; more than about 150 ms on two cores
 _LARGE = 2e10
 _READOUT_ROWS = 400
@@ -75,18 +82,18 @@ class SignalExplorer(widgets.VBox):
         self._experiment = self._start
         self._lock = threading.RLock()
         self._newest = 0
-        self._loading = False
+        self._writer: int | None = None  # the thread that writes the controls, if one does
         self._pinned: tuple[str, Trace] | None = None
         self.trace: Trace | None = None
         self.prediction: Prediction | None = None
         self.timing: dict[str, float] = {}
         self.figure = Picture(11.0, 3.7)
         self._panels = [
-            Panel(self.figure.add_axes((left, 0.135, 0.355, 0.765)), animated=True)
-            for left in (0.05, 0.555)
+            Panel(self.figure.add_axes((left, 0.135, 0.345, 0.765)), animated=True)
+            for left in (0.048, 0.548)
         ]
         self.live = LiveFigure(self.figure)
-        self._status = widgets.HTML(layout=widgets.Layout(min_height="28px"))
+        self._status = widgets.HTML(layout=widgets.Layout(min_height="28px", margin="0 6px"))
         self._status.add_class("initlab-status")
         self.controls = self._make_controls()
         self._table = widgets.HTML()
@@ -112,15 +119,15 @@ class SignalExplorer(widgets.VBox):
         return {
             "scheme": choice("scheme", SCHEMES, now.scheme),
             "activation": choice("activation", ACTIVATIONS, now.activation),
-            "depth": Number("depth", now.depth, 1, 100),
-            "width": Number("width", now.width, 8, 1024, step=8),
+            "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
+            "width": Number("width", now.width, 8, 1024, step=8, label_width="50px"),
             "scheme_params": SchemeParameters(),
             "architecture": choice("network", ARCHITECTURES, now.architecture),
             "data": choice("input", DATA, now.data),
             "loss": choice("loss", zip(("random probe", "cross-entropy"), LOSSES, strict=True),
                            now.loss),
             "gain": OptionalNumber("own gain", 1.0, 0.05, 3.0),
-            "bias": choice("bias", _BIASES, None),
+            "bias": choice("bias", _BIASES, _OWN_BIAS),
             "bias_std": Number("bias σ", 0.0, 0.0, 1.0, step=0.01),
             "norm": choice("norm", NORMS, now.norm),
             "padding": choice("padding", PADDINGS, now.padding),
@@ -133,18 +140,17 @@ class SignalExplorer(widgets.VBox):
         }  # fmt: skip
 
     def _arrange(self) -> list[widgets.Widget]:
-        def row(*names: str) -> widgets.HBox:
-            return widgets.HBox(
-                [self.controls[name] for name in names],
-                layout=widgets.Layout(flex_flow="row wrap", width="100%"),
-            )
-
-        more = widgets.VBox(
-            [
-                row("architecture", "data", "loss", "bias"),
-                row("gain", "bias_std", "batch_size", "seed"),
-                row("norm", "padding", "quantity", "right"),
-            ]
+        main = widgets.HBox(
+            [self.controls[name] for name in ("scheme", "activation", "depth", "width")],
+            layout=widgets.Layout(flex_flow="row wrap", width="100%"),
+        )
+        more = widgets.GridBox(
+            [self.controls[name] for name in _MORE],
+            layout=widgets.Layout(
+                width="100%",
+                grid_template_columns="repeat(auto-fill, minmax(260px, 1fr))",
+                grid_gap="0 8px",
+            ),
         )
         self._folds = [
             _fold("more: network, input, loss, bias, gain, seed, what is drawn", more),
@@ -157,7 +163,7 @@ class SignalExplorer(widgets.VBox):
             self._button("Reset", "return to where this explorer began", self.reset),
         ]
         return [
-            row("scheme", "activation", "depth", "width"),
+            main,
             self.controls["scheme_params"],
             self.live,
             self._status,
@@ -225,9 +231,12 @@ class SignalExplorer(widgets.VBox):
         self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
 
     def reset(self) -> None:
-        """Return to the first experiment, nothing pinned."""
+        """Return to the first experiment and the first view of it, nothing pinned."""
         with self._lock:
             self._pinned = None
+            with self._quietly():
+                self.controls["quantity"].value = "second_moment"
+                self.controls["right"].value = "backward"
             self.experiment = self._start
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
@@ -242,8 +251,7 @@ class SignalExplorer(widgets.VBox):
 
     def _load(self, experiment: Experiment) -> None:
         """Show this experiment in the controls, without reacting to each."""
-        self._loading = True
-        try:
+        with self._quietly():
             self._experiment = experiment
             self._widths = experiment.widths
             self.controls["scheme_params"].show(experiment.scheme)
@@ -253,39 +261,43 @@ class SignalExplorer(widgets.VBox):
                     value = getattr(experiment, field.name)
                     if field.name == "scheme_params":
                         value = with_defaults(experiment.scheme, value)
+                    if field.name == "bias":
+                        value = _OWN_BIAS if value is None else value
                     if field.name == "bias_std":
                         value = value or 0.0
                     self.controls[field.name].value = value
-        finally:
-            self._loading = False
 
     def _offer_bias(self, bias: Any) -> None:
         """A numeric bias is not on the menu until an experiment brings one."""
-        extra = [] if bias in [value for _, value in _BIASES] else [(f"constant {bias}", bias)]
+        numeric = bias is not None and not isinstance(bias, str)
+        extra = [(f"constant {bias}", bias)] if numeric else []
         self.controls["bias"].options = [*_BIASES, *extra]
 
     def _read(self) -> Experiment:
         """The experiment that the controls describe; ValueError or TypeError if there is none."""
+        with self._quietly():
+            self.controls["scheme_params"].show(self.controls["scheme"].value)
         names = [field.name for field in dataclasses.fields(Experiment)]
         values = {name: self.controls[name].value for name in names if name in self.controls}
+        if values["bias"] == _OWN_BIAS:
+            values["bias"] = None
         if values["bias"] != "normal":
             values["bias_std"] = None
         return Experiment(**values, widths=self._widths)
 
     def _changed(self, name: str) -> None:
-        if self._loading:
+        if self._writer == threading.get_ident():
             return
+        if name == "bias_std" and self.controls["bias"].value != "normal":
+            self.controls["bias"].value = "normal"  # which comes here again
+            return
+        if name in ("depth", "width"):
+            self._widths = None
         self._newest += 1
         mine = self._newest
         with self._lock:
             if mine != self._newest:  # a later change is waiting; it will show both
                 return
-            if name in ("depth", "width"):
-                self._widths = None
-            if name == "scheme":
-                self._quietly(self.controls["scheme_params"].show, self.controls["scheme"].value)
-            if name == "bias_std" and self.controls["bias"].value != "normal":
-                self._quietly(setattr, self.controls["bias"], "value", "normal")
             try:
                 self._experiment = self._read()
             except (ValueError, TypeError) as error:
@@ -293,21 +305,27 @@ class SignalExplorer(widgets.VBox):
                 return
             self._refresh()
 
-    def _quietly(self, action: Any, *args: Any) -> None:
-        self._loading = True
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Write to the controls without reacting; the lock is held.
+
+        Other threads' changes are still heard: they wait for the lock.
+        """
+        outer, self._writer = self._writer, threading.get_ident()
         try:
-            action(*args)
+            yield
         finally:
-            self._loading = False
+            self._writer = outer
 
     def _pasted(self, change: Any) -> None:
         text = change["new"].strip()
-        if not text or text == self._experiment.share():
+        if not text or self._writer == threading.get_ident():
             return
-        try:
-            self.experiment = Experiment.from_share(text)
-        except (ValueError, TypeError) as error:
-            self._fail(str(error))
+        with self._lock:
+            try:
+                self.experiment = Experiment.from_share(text)
+            except (ValueError, TypeError) as error:
+                self._fail(str(error))
 
     # ------------------------------------------------------------ compute and draw
 
@@ -330,6 +348,7 @@ class SignalExplorer(widgets.VBox):
     def _draw(self) -> None:
         if self.trace is None or self.prediction is None:
             return
+        start = time.perf_counter()
         words = finding(self._experiment, self.trace, self.prediction)
         right = self.controls["right"].value
         self._update_panel(self._panels[0], "forward")
@@ -337,8 +356,10 @@ class SignalExplorer(widgets.VBox):
         moving = [artist for panel in self._panels for artist in panel.moving]
         background = tuple(panel.background for panel in self._panels)
         self.live.refresh(moving, background, f"Signal per layer. {words}")
+        encode = self.live.timing["encode"]
+        draw = 1e3 * (time.perf_counter() - start) - encode
+        self.timing |= {"draw": draw, "encode": encode}
         self.live.readout = self._readout()
-        self.timing |= self.live.timing
         self._say(words)
         self._fill_folds()
 
@@ -404,22 +425,26 @@ class SignalExplorer(widgets.VBox):
     def _fill_folds(self) -> None:
         """Write the table and the code where they are open; hidden, they cost nothing."""
         _, table, code = self._folds
-        if table.selected_index is not None and self.trace is not None:
-            self._table.value = _numbers(self.trace, self.prediction)
-        if code.selected_index is not None:
-            self._code.value = self.code()
-            self._share.value = self._experiment.share()
+        with self._lock, self._quietly():
+            if table.selected_index is not None and self.trace is not None:
+                self._table.value = _numbers(self.trace, self.prediction)
+            if code.selected_index is not None:
+                self._code.value = self.code()
+                self._share.value = self._experiment.share()
 
     def _say(self, text: str) -> None:
         self._text = text
-        self._status.value = f'<span role="status">{html.escape(text)}</span>'
+        self._status.value = (
+            f'<div role="status" style="line-height: 1.4">{html.escape(text)}</div>'
+        )
 
     def _fail(self, text: str) -> None:
         """Say what is wrong, and show the picture as out of date."""
         self._text = text
+        self.trace = self.prediction = None
         self._status.value = (
-            f'<span role="alert" style="color: var(--jp-error-color0, #a00)">'
-            f"⚠ {html.escape(text)}</span>"
+            f'<div role="alert" style="line-height: 1.4; color: var(--jp-error-color0, #a00)">'
+            f"⚠ {html.escape(text)}</div>"
         )
         self.live.dimmed = True
 
@@ -446,8 +471,8 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
     """Every layer's numbers as an HTML table, at most 400 rows."""
     theory = {site.name: site for site in prediction or ()}
     head = (
-        "layer", "site", "E h²", "theory", "var across samples", "gradient E δ²", "theory",
-        "weight gradient", "zeros", "not finite",
+        "layer", "site", "E h²", "E h², theory", "variance across samples", "E δ²",
+        "E δ², theory", "weight gradient", "zeros", "not finite",
     )  # fmt: skip
     rows = []
     for site in trace[:_READOUT_ROWS]:

@@ -13,179 +13,40 @@ JupyterLab keeps its own defaults, under which widget changes reach the kernel o
 the harder case. `make lab` and Binder turn that off (binder/overrides.json).
 """
 
-import json
 import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
+from lab import (
+    NOTEBOOKS,
+    Lab,
+    NoChromium,
+    OpenNotebook,
+    Theme,
+    close_notebooks,
+    open_notebook,
+    running_chromium,
+    running_lab,
+)
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-SCREENSHOTS = Path(__file__).parent / "screenshots"
 REQUIRED = os.environ.get("INITLAB_REQUIRE_BROWSER") == "1"
-
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM_ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-SETTINGS = {
-    "@jupyterlab/apputils-extension:notification": {
-        "fetchNews": "false",
-        "checkForUpdates": False,
-        "doNotDisturbMode": True,
-    },
-    # every cell stays in the page, also when it is scrolled out of sight
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-}
-
-STDERR = '[data-mime-type="application/vnd.jupyter.stderr"]'
-ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A running JupyterLab server."""
-
-    url: str
-    root: Path
-    token: str
-
-    def api(self, path: str, method: str = "GET") -> Any:
-        headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(f"{self.url}/api/{path}", method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.loads(response.read() or "null")
-
-
-@dataclass(frozen=True)
-class OpenNotebook:
-    """A notebook, open in JupyterLab, and what the browser's console said since it opened."""
-
-    page: Any  # playwright's Page
-    console_errors: list[str] = field(default_factory=list)
-
-    def set_theme(self, theme: Literal["light", "dark"]) -> None:
-        self.page.evaluate(
-            "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
-            THEMES[theme],
-        )
-        light = "true" if theme == "light" else "false"
-        self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
-
-    def run_all(self, timeout: float = 180) -> None:
-        """Run all cells; fail with what they wrote to stderr or raised, if anything."""
-        self.page.evaluate(
-            """() => {
-                window.allRan = undefined;
-                window.jupyterapp.commands.execute('notebook:run-all-cells')
-                    .finally(() => { window.allRan = true; });
-            }"""
-        )
-        self.page.wait_for_function("window.allRan", timeout=1000 * timeout)
-        complaints = self.page.locator(f"{STDERR}, {ERROR}").all_inner_texts()
-        assert not complaints, "\n".join(complaints)
-
-    def screenshot(self, name: str) -> Path:
-        SCREENSHOTS.mkdir(exist_ok=True)
-        path = SCREENSHOTS / f"{name}.png"
-        self.page.screenshot(path=path)
-        return path
 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """JupyterLab on a free local port, in an empty folder, with nobody's settings."""
-    home = tmp_path_factory.mktemp("lab")
-    root = home / "notebooks"
-    root.mkdir()
-    settings = home / "app-settings"
-    settings.mkdir()
-    (settings / "overrides.json").write_text(json.dumps(SETTINGS))
-
-    server = Lab(f"http://127.0.0.1:{free_port()}", root, secrets.token_hex(16))
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-        f"--port={server.url.rpartition(':')[2]}", "--ServerApp.port_retries=0",
-        f"--ServerApp.root_dir={root}", f"--LabApp.app_settings_dir={settings}",
-        "--LabApp.expose_app_in_browser=True",
-    ]  # fmt: skip
-    private = {
-        "JUPYTER_CONFIG_DIR": home / "config",
-        "JUPYTER_DATA_DIR": home / "data",
-        "JUPYTER_RUNTIME_DIR": home / "runtime",
-        "JUPYTERLAB_SETTINGS_DIR": home / "user-settings",
-        "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
-        "IPYTHONDIR": home / "ipython",
-    }
-    environment = os.environ | {name: str(path) for name, path in private.items()}
-    environment["JUPYTER_TOKEN"] = server.token
-
-    log = home / "lab.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_until_up(server, process, log)
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_up(server: Lab, process: subprocess.Popen, log: Path, timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"JupyterLab stopped:\n{log.read_text()[-2000:]}"
-        try:
-            server.api("status")
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(f"JupyterLab did not start in {timeout} s:\n{log.read_text()[-2000:]}")
+    with running_lab(tmp_path_factory.mktemp("lab")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium: $CHROMIUM, the system's, or the one that playwright has installed."""
-    api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-    with api.sync_playwright() as playwright:
-        candidates = [os.environ.get("CHROMIUM"), *map(shutil.which, CHROMIUM_NAMES)]
-        candidates.append(playwright.chromium.executable_path)
-        executable = next((path for path in candidates if path and Path(path).exists()), None)
-        if executable is None:
-            pytest.skip("browser tests need Chromium: apt-get install chromium, or CHROMIUM=path")
-        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
-        yield chromium
-        chromium.close()
+    try:
+        with running_chromium() as chromium:
+            yield chromium
+    except NoChromium as reason:
+        pytest.skip(f"browser tests need Chromium and playwright: {reason}")
 
 
 @pytest.fixture
@@ -203,47 +64,23 @@ def open_and_run(
     def open_and_run(
         notebook: str | Path,
         *,
-        theme: Literal["light", "dark"] = "light",
+        theme: Theme = "light",
         run: bool = True,
         viewport: tuple[int, int] = (1300, 1600),
     ) -> OpenNotebook:
         source = NOTEBOOKS / notebook  # an absolute path stays itself
-        # A folder of its own: JupyterLab shares one kernel between views of the same file.
-        folder = lab.root / secrets.token_hex(4)
-        folder.mkdir()
-        shutil.copy(source, folder)
-        context = browser.new_context(viewport={"width": viewport[0], "height": viewport[1]})
-        view = OpenNotebook(context.new_page())
+        view = open_notebook(browser, lab, source, theme=theme, viewport=viewport)
         opened.append(view)
-        collect_console_errors(view)
-        view.page.goto(f"{lab.url}/lab/tree/{folder.name}/{source.name}?reset&token={lab.token}")
-        view.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
-        view.page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel"
-            "?.connectionStatus === 'connected'",
-            timeout=90_000,
-        )
-        view.set_theme(theme)
         if run:
             view.run_all()
         return view
 
     yield open_and_run
 
-    failed = getattr(request.node, "call_failed", False)
-    for number, view in enumerate(opened):
-        if failed:
+    if getattr(request.node, "call_failed", False):
+        for number, view in enumerate(opened):
             view.screenshot(f"failed-{request.node.name}-{number}")
-        view.page.context.close()
-    for session in lab.api("sessions"):
-        lab.api(f"sessions/{session['id']}", method="DELETE")
-
-
-def collect_console_errors(view: OpenNotebook) -> None:
-    """JupyterLab itself logs no error (seen with 4.6), so nothing needs to be forgiven."""
-    errors = view.console_errors
-    view.page.on("pageerror", lambda error: errors.append(str(error)))
-    view.page.on("console", lambda line: line.type == "error" and errors.append(line.text))
+    close_notebooks(lab, opened)
 
 
 @pytest.hookimpl(wrapper=True)
