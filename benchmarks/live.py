@@ -83,7 +83,6 @@ def press(page: Any, control: Any, picture: str, keys: tuple[str, ...], count: i
     times = []
     for number in range(count + WARM_UP):
         page.evaluate(STOPWATCH, picture)
-        page.screenshot(path="/tmp/b.png")
         page.keyboard.press(keys[number % len(keys)])
         times.append(page.evaluate("window.taken"))
         page.wait_for_timeout(80)  # a hand's pause, in which the kernel comes to rest
@@ -105,7 +104,6 @@ def measure(page: Any, log: Path, presses: int) -> tuple[dict[str, list[float]],
     parts: dict[str, dict] = {name: {} for name in controls}
     for _ in range(ROUNDS):
         for name, (control, picture, keys) in controls.items():
-            print(name, flush=True)
             before = len(log.read_text().splitlines())
             times[name] += press(page, control, picture, keys, presses // ROUNDS)
             for line in log.read_text().splitlines()[before + WARM_UP :]:

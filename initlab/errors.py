@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -26,13 +27,13 @@ def positive_int(argument: str, value: Any, *, at_most: int | None = None) -> in
     >>> positive_int("depth", 3)
     3
     """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{argument}={value!r} must be a whole number (an int of at least 1)")
-    if value < 1 or (at_most is not None and value > at_most):
+    number = int(value)
+    if number < 1 or (at_most is not None and number > at_most):
         span = "at least 1" if at_most is None else f"between 1 and {at_most:,}"
         raise ValueError(f"{argument}={value} must be {span}")
-    return value
+    return number
 
 
 def finite_number(argument: str, value: Any, *, positive: bool = False) -> float:
@@ -41,10 +42,11 @@ def finite_number(argument: str, value: Any, *, positive: bool = False) -> float
     >>> finite_number("gain", 2)
     2.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument}={value!r} must be a number")
-    if not math.isfinite(value):
+    number = float(value)
+    if not math.isfinite(number):
         raise ValueError(f"{argument}={value} must be a finite number")
-    if positive and value <= 0:
+    if positive and number <= 0:
         raise ValueError(f"{argument}={value} must be greater than 0")
-    return float(value)
+    return number

@@ -94,15 +94,14 @@ class Experiment:
             ("loss", LOSSES),
         ):
             value = getattr(self, argument)
-            if value not in accepted:
+            if not isinstance(value, str) or value not in accepted:
                 raise unknown_name(argument, value, accepted)
         self._set("widths", self._checked_widths())
         if self.widths is not None:
             self._set("depth", len(self.widths))
             self._set("width", self.widths[0])
-        positive_int("depth", self.depth)
-        positive_int("width", self.width)
-        positive_int("batch_size", self.batch_size)
+        for argument in ("depth", "width", "batch_size"):
+            self._set(argument, positive_int(argument, getattr(self, argument)))
         self._check_scheme()
         self._check_data()
         self._check_size()
@@ -112,6 +111,9 @@ class Experiment:
 
     def __hash__(self) -> int:
         return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_json, (self.to_json(),)
 
     # ------------------------------------------------------------ checks
 
@@ -132,19 +134,21 @@ class Experiment:
         differing = {name: value for name, value in chosen.items() if value != plain[name]}
         self._set("scheme_params", MappingProxyType(differing))
         if self.gain is not None:
-            finite_number("gain", self.gain, positive=True)
+            self._set("gain", finite_number("gain", self.gain, positive=True))
         if isinstance(self.bias, str):
             if self.bias not in BIASES:
                 raise unknown_name("bias", self.bias, BIASES)
         elif self.bias is not None:
-            finite_number("bias", self.bias)
+            self._set("bias", finite_number("bias", self.bias))
         if (self.bias == "normal") != (self.bias_std is not None):
             raise ValueError(
                 f"bias={self.bias!r} with bias_std={self.bias_std!r}: "
                 "bias='normal' and bias_std go together"
             )
-        if self.bias_std is not None and finite_number("bias_std", self.bias_std) < 0:
-            raise ValueError(f"bias_std={self.bias_std} must be at least 0")
+        if self.bias_std is not None:
+            self._set("bias_std", finite_number("bias_std", self.bias_std))
+            if self.bias_std < 0:
+                raise ValueError(f"bias_std={self.bias_std} must be at least 0")
 
     def _check_data(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -333,7 +337,7 @@ class Experiment:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not an experiment in JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"an experiment in JSON is an object, not {type(fields).__name__}")
@@ -341,7 +345,10 @@ class Experiment:
         for name in fields:
             if name not in known:
                 raise unknown_name("field", name, known)
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:  # from outside, a value of a wrong type is a wrong value
+            raise ValueError(str(error)) from error
 
     def share(self) -> str:
         """A short string that restores this experiment with ``Experiment.from_share``."""
@@ -354,7 +361,10 @@ class Experiment:
 
         Raises:
             ValueError: cut short, altered, or asking for something that is refused.
+            TypeError: not a string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"a share string is a str, not a {type(text).__name__}")
         body = text.strip()
         if not body.startswith(_SHARE_PREFIX):
             raise ValueError(f"not a share string: it must start with {_SHARE_PREFIX!r}")
@@ -362,12 +372,12 @@ class Experiment:
         try:
             packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
             unpacker = zlib.decompressobj()
-            plain = unpacker.decompress(packed, _SHARE_LIMIT)
+            plain = unpacker.decompress(packed, _SHARE_LIMIT).decode()
         except (ValueError, zlib.error) as error:
             raise ValueError("the share string is damaged; copy it again, whole") from error
         if not unpacker.eof:
             raise ValueError("the share string is cut short; copy it again, whole")
-        return cls.from_json(plain.decode())
+        return cls.from_json(plain)
 
     def code(self) -> str:
         """A script in plain PyTorch that builds, initializes and measures the same network.

@@ -16,7 +16,23 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 _FRONT_END = """
-function nameControls(root) {
+function prepareControls(root) {
+  // ipywidgets' folds take no focus and no key of their own.
+  for (const header of root.querySelectorAll('.jupyter-widget-Collapse-header')) {
+    const open = header.nextElementSibling?.classList.contains('lm-mod-hidden') === false;
+    header.setAttribute('aria-expanded', String(open));
+    if (header.hasAttribute('tabindex')) continue;
+    header.tabIndex = 0;
+    header.setAttribute('role', 'button');
+    header.addEventListener('keydown', (event) => {
+      if (event.key !== 'Enter' && event.key !== ' ') return;
+      event.preventDefault();
+      header.click();
+    });
+  }
+  // Else JupyterLab takes arrows and letters typed in a menu for its own shortcuts.
+  for (const part of root.querySelectorAll('select, button, .noUi-handle, [tabindex]'))
+    part.setAttribute('data-lm-suppress-shortcuts', 'true');
   // ipywidgets' sliders have no accessible name of their own: lend them their visible label.
   for (const box of root.querySelectorAll('.widget-hslider, .widget-text')) {
     const label = box.querySelector('.widget-label')?.textContent
@@ -78,11 +94,9 @@ function render({ model, el }) {
   const start = () => {
     const root = el.closest('.initlab-explorer');
     if (!root) { if (el.isConnected === false) requestAnimationFrame(start); return; }
-    // Else JupyterLab takes arrows and letters typed in a menu for its own shortcuts.
-    root.dataset.lmSuppressShortcuts = 'true';
-    nameControls(root);
-    watcher = new MutationObserver(() => nameControls(root));
-    watcher.observe(root, { childList: true, subtree: true });
+    prepareControls(root);
+    watcher = new MutationObserver(() => prepareControls(root));
+    watcher.observe(root, { childList: true, subtree: true, attributeFilter: ['class'] });
   };
   requestAnimationFrame(start);
   return () => { watcher?.disconnect(); if (url) URL.revokeObjectURL(url); };

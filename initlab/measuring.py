@@ -326,7 +326,7 @@ def _sum_matrix(
                 more, of_columns, of_rows, peak, count = _sum_piece(piece, dtype, wish, space)
                 squares += more
                 columns[left : left + width] += of_columns
-                if rows is not None:
+                if rows is not None and of_rows is not None:
                     rows[top : top + height] += of_rows
                 abs_max = max(abs_max, peak)
                 zeros += count
@@ -340,20 +340,20 @@ def _sum_matrix(
 
 def _sum_piece(
     matrix: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space
-) -> tuple[float, Tensor, Tensor | None, float, int]:
+) -> tuple[float, Tensor, Tensor | None, float, float]:
     """Sum of squares, column sums, row sums, largest magnitude, number of zeros."""
     piece = matrix
     if matrix.dtype != dtype or not matrix.is_contiguous():
         piece = space.take(matrix.shape, dtype).copy_(matrix)
     flat = piece.view(-1)
-    squares = torch.dot(flat, flat).item()
+    squares = float(torch.dot(flat, flat))
     columns = piece.t().mv(_ones(piece.shape[0], dtype))
     if not wish.extremes:
         return squares, columns, None, 0.0, 0
     rows = piece.mv(_ones(piece.shape[1], dtype)) if wish.across else None
     array = flat.numpy()  # numpy is two to three times as fast at these
     low, high = float(array.min()), float(array.max())
-    zeros = np.count_nonzero(array == 0) if wish.zeros and low <= 0 <= high else 0
+    zeros = int(np.count_nonzero(array == 0)) if wish.zeros and low <= 0 <= high else 0
     return squares, columns, rows, max(high, -low), zeros
 
 
@@ -598,4 +598,4 @@ def _outside(z: Tensor, phi: Activation) -> list[float | None]:
 
 def _count_true(flags: np.ndarray) -> list[int]:
     """How many are set in each entry of the first dimension; without axes numpy is far quicker."""
-    return [np.count_nonzero(entry) for entry in flags]
+    return [int(np.count_nonzero(entry)) for entry in flags]

@@ -171,12 +171,13 @@ class Scheme:
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
                 raise TypeError(f"scheme {self.name!r} has no parameter {name!r}; it has: {known}")
-            self._require(name, value)
-        chosen: dict[str, Any] = {**self.values, **values}
+        plain = {name: self._required(name, value) for name, value in values.items()}
+        chosen: dict[str, Any] = {**self.values, **plain}
         self.check(**chosen)
         return replace(self, values=MappingProxyType(chosen))
 
-    def _require(self, name: str, value: Any) -> None:
+    def _required(self, name: str, value: Any) -> Any:
+        """The value as a plain float or str, or raise."""
         parameter = self.parameters[name]
         if parameter.choices:
             if value not in parameter.choices:
@@ -413,7 +414,7 @@ def scheme(name: str | Scheme, **params: Any) -> Scheme:
     """
     if isinstance(name, Scheme):
         return name.with_values(**params)
-    if name not in _registry:
+    if not isinstance(name, str) or name not in _registry:
         raise unknown_name("scheme", name, _registry)
     return _registry[name].with_values(**params)
 

@@ -384,9 +384,9 @@ def trace(
                 else:
                     observer.measure_weights({})
                 observer.finish()
+                sites = tuple(_site(r, i, backward) for i, r in enumerate(observer.records))
             finally:
                 observer.remove()
-    sites = tuple(_site(record, i, backward) for i, record in enumerate(observer.records))
     return Trace(sites, None if scalar is None else float(scalar.detach()), num_classes)
 
 

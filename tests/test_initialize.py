@@ -1,151 +1,477 @@
+"""init_(): which parameters it reaches, with which gain, fans and bias, and what it reports."""
+
 import copy
 import math
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from truth.reference import entry_id, table
 
-from initlab import gain, init_
+from initlab import SCHEMES, gain, init_, mlp, noise, scheme
 
 
-def network():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(72, 16),
-        nn.Tanh(),
-        nn.Linear(16, 4),
+def net():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def stds(report, *names):
+    return [report[name].intended_std for name in names]
+
+
+class Free(nn.Module):
+    """Two layers whose order no Sequential tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+# ---------------------------------------------------------------- what is drawn
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_model_is_filled_layer_by_layer_with_one_generator(name):
+    model = net()
+    init_(model, name, activation="relu", gain=1.1, bias="zeros", seed=5)
+    generator = torch.Generator().manual_seed(5)
+    for layer in model[::2]:
+        expected = scheme(name)(torch.empty_like(layer.weight), gain=1.1, generator=generator)
+        assert torch.equal(layer.weight.detach(), expected)
+
+
+def test_without_a_seed_the_weights_are_those_of_torchs_global_generator():
+    torch.manual_seed(1)
+    ours = net()
+    torch.manual_seed(2)
+    init_(ours, "xavier_normal")
+    torch.manual_seed(2)
+    for layer in ours[::2]:
+        expected = nn.init.xavier_normal_(torch.empty_like(layer.weight))
+        assert torch.allclose(layer.weight.detach(), expected, rtol=1e-6)
+
+
+def test_with_a_seed_torchs_global_generator_is_left_alone():
+    model, state = net(), torch.random.get_rng_state()
+    init_(model, "kaiming_normal", activation="relu", bias="normal", bias_std=1.0, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_parameters_stay_the_same_objects_and_keep_their_gradients():
+    model = net()
+    before = dict(model.named_parameters())
+    model(torch.ones(2, 6)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in before.items()}
+    init_(model, "orthogonal", seed=0)
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name]
+        assert parameter.requires_grad
+        assert parameter.grad_fn is None
+        assert torch.equal(parameter.grad, gradients[name])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    name=st.sampled_from(sorted(SCHEMES)),
+    phi=st.sampled_from(["relu", "tanh", "gelu"]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_same_seed_gives_the_same_model_and_the_same_report(widths, name, phi, seed):
+    first, second = mlp(7, widths, phi), mlp(7, widths, phi)
+    assert init_(first, name, activation=phi, seed=seed) == init_(
+        second, name, activation=phi, seed=seed
     )
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
-def test_the_report_has_one_row_per_parameter():
-    net = network()
-    report = init_(net, "kaiming_normal", activation="relu", seed=0)
-    assert [row.name for row in report] == [name for name, _ in net.named_parameters()]
-    assert report["0.weight"].fan_in == 27
-    assert report["0.weight"].fan_out == 72
-    assert report["4.weight"].intended_std == pytest.approx(math.sqrt(2 / 72))
-    assert "keeps its own" in report["1.weight"].note
-    assert report.to_frame().loc["6.bias", "scheme"] == "zeros"
-    assert "4.weight" in repr(report)
-    assert "<table" in report._repr_html_()
+# ---------------------------------------------------------------- gain
 
 
-def test_only_what_is_reported_changes():
-    net = network()
-    before = copy.deepcopy(net.state_dict())
-    rng = torch.get_rng_state()
-    report = init_(net, "xavier_uniform", only="4", seed=0)
-    changed = {name for name in before if not torch.equal(before[name], net.state_dict()[name])}
-    assert changed == {"4.weight", "4.bias"}
-    assert {row.name for row in report if row.scheme} == changed
-    assert torch.equal(rng, torch.get_rng_state())
+@pytest.mark.parametrize("phi", ["relu", "tanh", "gelu", nn.LeakyReLU(0.3), torch.sin])
+def test_a_given_activation_decides_the_gain_of_every_layer(phi):
+    report = init_(net(), "kaiming_normal", activation=phi, seed=0)
+    expected = [gain(phi) / math.sqrt(n) for n in (6, 5, 4)]
+    assert stds(report, "0.weight", "2.weight", "4.weight") == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_gain_is_that_of_the_activation_it_reads():
-    net = network()
-    report = init_(net, "kaiming_normal", seed=0)
-    assert report["0.weight"].intended_std == pytest.approx(1 / math.sqrt(27))
-    assert report["4.weight"].intended_std == pytest.approx(gain("relu") / math.sqrt(72))
-    assert report["6.weight"].intended_std == pytest.approx(gain("tanh") / math.sqrt(16))
-
-
-def test_with_fan_out_it_is_the_activation_that_follows():
-    report = init_(network(), "kaiming_normal", mode="fan_out", seed=0)
-    assert report["4.weight"].intended_std == pytest.approx(
-        gain("tanh", "backward") / math.sqrt(16)
-    )
-
-
-def test_an_activation_that_cannot_be_found_is_warned_about():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-
-    with pytest.warns(UserWarning, match="no activation found for layer 'fc'"):
-        report = init_(Net(), "kaiming_normal", seed=0)
-    assert report["fc.weight"].intended_std == pytest.approx(0.5)
+def test_in_a_sequential_the_activation_before_decides_for_fan_in():
+    """The first layer reads the input itself: the gain of identity."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        init_(Net(), "xavier_normal", seed=0)
-        init_(Net(), "kaiming_normal", a=0.2, seed=0)
+        report = init_(net(), "kaiming_normal", seed=0)
+    expected = [1 / math.sqrt(6), gain("tanh") / math.sqrt(5), gain("relu") / math.sqrt(4)]
+    assert stds(report, "0.weight", "2.weight", "4.weight") == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("bias", "low", "high"), [("zeros", 0, 0), (0.3, 0.3, 0.3), ("pytorch_default", -0.1, 0.1)]
-)
-def test_biases(bias, low, high):
-    layer = nn.Linear(100, 400)
-    init_(layer, "xavier_normal", bias=bias, seed=0)
-    assert low - 1e-6 <= float(layer.bias.min().detach())
-    assert float(layer.bias.max().detach()) <= high + 1e-6
+def test_in_a_sequential_the_activation_after_decides_for_fan_out():
+    report = init_(net(), "kaiming_normal", mode="fan_out", seed=0)
+    backward = [gain(phi, preserve="backward") for phi in ("tanh", "relu", "identity")]
+    expected = [g / math.sqrt(n) for g, n in zip(backward, (5, 4, 3), strict=True)]
+    assert stds(report, "0.weight", "2.weight", "4.weight") == pytest.approx(expected)
 
 
-def test_normal_biases_have_the_asked_std():
-    layer = nn.Linear(10, 10_000)
-    init_(layer, "xavier_normal", bias="normal", bias_std=0.2, seed=0)
-    assert float(layer.bias.std().detach()) == pytest.approx(0.2, rel=5 / math.sqrt(20_000))
-
-
-def test_pytorch_default_draws_the_bias_too():
-    layer = nn.Linear(50, 4000)
-    init_(layer, "pytorch_default", seed=0)
-    expected = 1 / math.sqrt(150)
-    assert float(layer.bias.std().detach()) == pytest.approx(expected, rel=0.05)
-
-
-def test_overrides_by_pattern_and_by_type():
-    report = init_(
-        network(), "xavier_normal", overrides={nn.Linear: "orthogonal", "6": "zeros"}, seed=0
+def test_inference_looks_through_norm_dropout_pooling_and_nested_sequentials():
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SELU()),
+        nn.Sequential(nn.MaxPool2d(2), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(4, 3),
+        nn.Linear(3, 2),
     )
-    assert [report[f"{i}.weight"].scheme for i in (0, 4, 6)] == [
-        "xavier_normal", "orthogonal", "zeros",
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = init_(model, "kaiming_normal", seed=0)
+    assert report["2.weight"].intended_std == pytest.approx(gain("selu") / 2)
+    assert report["3.weight"].intended_std == pytest.approx(1 / math.sqrt(3))  # linear to linear
+
+
+@pytest.mark.filterwarnings("ignore:no activation found for layer 'second'")
+def test_where_no_activation_can_be_found_identity_is_taken_with_a_warning():
+    with pytest.warns(UserWarning, match=r"no activation found for layer 'first'.*activation=…"):
+        report = init_(Free(), "kaiming_normal", seed=0)
+    assert stds(report, "first.weight") == pytest.approx([1 / math.sqrt(6)])
+
+
+def test_the_warning_points_at_the_line_that_called_init_():
+    with pytest.warns(UserWarning, match="no activation found") as caught:
+        init_(Free(), "kaiming_normal", seed=0)
+    assert caught[0].filename == __file__
+
+
+def test_a_layer_after_something_unknown_is_warned_about():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match="layer '2'"):
+        init_(model, "kaiming_normal", seed=0)
+
+
+@pytest.mark.parametrize("arguments", [{"gain": 1.0}, {"activation": "relu"}, {"a": 0.0}])
+def test_nothing_is_warned_about_where_the_gain_is_given(arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        init_(Free(), "kaiming_normal", seed=0, **arguments)
+        init_(Free(), "xavier_normal", seed=0)
+
+
+def test_a_given_gain_overrules_activation_and_scheme():
+    for name in ("kaiming_normal", "lecun_normal"):
+        report = init_(net(), name, activation="relu", gain=3.0, seed=0)
+        assert report["0.weight"].intended_std == pytest.approx(3 / math.sqrt(6))
+
+
+def test_a_slope_overrules_the_activation():
+    report = init_(net(), "kaiming_normal", activation="tanh", a=0.5, seed=0)
+    assert report["0.weight"].intended_std == pytest.approx(math.sqrt(2 / 1.25 / 6))
+
+
+@pytest.mark.parametrize("name", ["xavier_normal", "lecun_normal", "orthogonal"])
+def test_published_schemes_use_gain_one_whatever_the_activation(name):
+    with_tanh = init_(net(), name, activation="tanh", seed=0)
+    assert with_tanh == init_(net(), name, activation="relu", seed=0)
+
+
+def test_kaiming_preserves_the_second_moment_through_a_deep_wide_net():
+    """ln E h² at layer 10 over 4 nets: sd √(5·10/512) = 0.31 each, mean −sd²/2; 5 s.e. = 0.8."""
+    logs = []
+    for seed in range(4):
+        model = mlp(512, [512] * 10, "relu")
+        init_(model, "kaiming_normal", activation="relu", seed=seed)
+        with torch.no_grad():  # other seeds than the weights': equal ones draw equal numbers
+            signal = model[:-1](noise(64, 512, seed=1000 + seed).inputs)
+        logs.append(math.log(float(signal.square().mean()) / 2))
+    assert abs(sum(logs) / 4) < 0.8
+
+
+# ---------------------------------------------------------------- fans
+
+LAYERS = {
+    "Conv2d(64,128,3)": lambda: nn.Conv2d(64, 128, 3),
+    "Conv2d(64,128,3,groups=4)": lambda: nn.Conv2d(64, 128, 3, groups=4),
+    "Conv2d(64,64,3,groups=64) depthwise": lambda: nn.Conv2d(64, 64, 3, groups=64),
+    "Conv2d(64,128,3,stride=2)": lambda: nn.Conv2d(64, 128, 3, stride=2),
+    "Linear(784,256)": lambda: nn.Linear(784, 256),
+}
+
+
+@pytest.mark.parametrize("entry", [e for e in table("t7c") if e["id"] in LAYERS], ids=entry_id)
+def test_fans_are_the_true_ones_and_the_report_shows_torchs_where_they_differ(entry):
+    layer = LAYERS[entry["id"]]()
+    row = init_(layer, "kaiming_normal", activation="relu", mode="fan_out", seed=0)["weight"]
+    assert (row.fan_in, row.fan_out) == (entry["true_fan_in"], entry["true_fan_out"])
+    assert row.intended_std == pytest.approx(math.sqrt(2 / entry["true_fan_out"]))
+    differ = (entry["torch_fan_in"], entry["torch_fan_out"]) != (row.fan_in, row.fan_out)
+    assert (str(entry["torch_fan_out"]) in row.note) == differ
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+@pytest.mark.parametrize("name", ["kaiming_normal", "xavier_uniform", "orthogonal"])
+def test_convolutions_of_every_dimension_get_the_stated_std(kind, name):
+    layer = kind(16, 24, 3)
+    row = init_(layer, name, activation="relu", seed=0)["weight"]
+    assert row.layer == kind.__name__
+    assert row.fan_in == 16 * 3 ** (layer.weight.dim() - 2)
+    spread = 5 / math.sqrt(2 * layer.weight.numel())  # 5 s.e. of a normal's std
+    assert row.actual_std == pytest.approx(row.intended_std, rel=spread)
+
+
+# ---------------------------------------------------------------- bias
+
+
+def test_most_schemes_prescribe_zero_biases_and_pytorch_default_its_own():
+    model = net()
+    report = init_(model, "xavier_normal", bias=None, seed=0)
+    assert report["0.bias"].scheme == "zeros"
+    assert not model[0].bias.any()
+    report = init_(model, "pytorch_default", seed=0)
+    assert report["0.bias"].intended_std == pytest.approx(1 / math.sqrt(3 * 6))
+    assert 0 < model[0].bias.abs().max() <= 1 / math.sqrt(6)
+
+
+def test_a_number_is_a_constant_bias():
+    model = net()
+    assert init_(model, "xavier_normal", bias=0.25)["2.bias"].scheme == "constant 0.25"
+    assert (model[2].bias == 0.25).all()
+
+
+def test_normal_biases_have_the_std_asked_for():
+    """4,096 biases: 5 s.e. of the std are 5/√8192 = 5.5 %."""
+    layer = nn.Linear(2, 4096)
+    row = init_(layer, "zeros", bias="normal", bias_std=0.3, seed=0)["bias"]
+    assert row.intended_std == 0.3
+    assert row.actual_std == pytest.approx(0.3, rel=0.055)
+
+
+def test_pytorch_default_biases_go_with_any_scheme():
+    """4,096 biases: the s.e. of a uniform's std is below that of a normal's: 5.5 % are 5."""
+    layer = nn.Linear(9, 4096)
+    row = init_(layer, "zeros", bias="pytorch_default", seed=0)["bias"]
+    assert row.actual_std == pytest.approx(1 / math.sqrt(27), rel=0.055)
+    assert layer.bias.abs().max() <= 1 / 3
+
+
+def test_a_callable_bias_fills_the_bias():
+    model = net()
+    report = init_(model, "zeros", bias=nn.init.ones_)
+    assert report["0.bias"].scheme == "ones_"
+    assert (model[0].bias == 1).all()
+
+
+def test_a_layer_without_bias_has_no_row_for_it():
+    report = init_(nn.Linear(3, 2, bias=False), "zeros")
+    assert [row.name for row in report] == ["weight"]
+
+
+# ---------------------------------------------------------------- what is reached
+
+
+def test_norms_embeddings_and_other_layers_keep_everything():
+    model = nn.Sequential(
+        nn.Embedding(7, 6), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.PReLU(5),
+        nn.LayerNorm(5), nn.Linear(5, 2),
+    )  # fmt: skip
+    model[2].running_mean.normal_()
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    report = init_(model, "zeros", activation="relu")
+    touched = {row.name for row in report if row.scheme is not None}
+    assert touched == {"1.weight", "1.bias", "6.weight", "6.bias"}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in touched), name
+    assert [module.training for module in model.modules()] == modes
+    assert "BatchNorm1d keeps its own" in report["2.weight"].note
+    assert "Embedding keeps its own" in report["0.weight"].note
+
+
+def test_every_parameter_has_one_row_in_the_models_order():
+    model = mlp(4, [5, 6], norm="layer", head=2)
+    report = init_(model, "xavier_normal", seed=0)
+    assert [row.name for row in report] == [name for name, _ in model.named_parameters()]
+    for row in report:
+        assert row.shape == tuple(model.get_parameter(row.name).shape)
+        actual = model.get_parameter(row.name).detach().double().std(correction=0)
+        assert row.actual_std == pytest.approx(float(actual))
+
+
+def test_frozen_parameters_stay_and_the_report_says_so():
+    model = net()
+    model[2].weight.requires_grad_(False)
+    before = model[2].weight.clone()
+    report = init_(model, "zeros", bias=1.0)
+    assert torch.equal(model[2].weight, before)
+    assert "frozen" in report["2.weight"].note
+    assert (model[2].bias == 1).all()
+
+
+def test_only_the_layers_named_by_only_are_touched():
+    model = mlp(4, [5, 6], head=2)
+    before = copy.deepcopy(model.state_dict())
+    report = init_(model, "zeros", only="linear*", bias=1.0)
+    assert torch.equal(model.head.weight, before["head.weight"])
+    assert torch.equal(model.head.bias, before["head.bias"])
+    assert report["head.weight"].note == "not selected by only"
+    assert not model.linear1.weight.any()
+    init_(model, "ones", only=["head", "linear2"])
+    assert not model.linear1.weight.any()
+    assert model.head.weight.all()
+
+
+def test_overrides_go_by_name_pattern_and_by_type_and_the_last_match_wins():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), net())
+    report = init_(
+        model,
+        "zeros",
+        overrides={nn.Linear: "ones", "3.[02]": scheme("constant", val=0.5), "3.2": nn.init.eye_},
+    )
+    assert not model[0].weight.any()
+    assert (model[3][0].weight == 0.5).all()
+    assert torch.equal(model[3][2].weight.detach(), torch.eye(4, 5))
+    assert (model[3][4].weight == 1).all()
+    assert [row.scheme for row in report if row.name.endswith("weight")] == [
+        "zeros", "constant", "eye_", "ones",
     ]  # fmt: skip
 
 
-def test_a_users_own_callable_is_a_scheme():
-    def halves(weight):
-        weight.fill_(0.5)
-
-    net = nn.Linear(3, 3)
-    assert init_(net, halves)["weight"].scheme == "halves"
-    assert torch.equal(net.weight, torch.full((3, 3), 0.5))
+def test_an_override_brings_the_bias_that_it_prescribes():
+    model = net()
+    init_(model, "xavier_normal", overrides={"4": "pytorch_default"}, seed=0)
+    assert not model[0].bias.any()
+    assert model[4].bias.all()
 
 
-def test_frozen_and_tied_parameters():
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    net[1].weight = net[0].weight
-    net[0].bias.requires_grad_(False)
-    report = init_(net, "xavier_normal", seed=0)
-    assert [row.name for row in report] == ["0.weight", "0.bias", "1.bias"]
-    assert "frozen" in report["0.bias"].note
+def test_a_callable_scheme_fills_the_weights_and_leaves_biases_at_zero():
+    model = net()
+    report = init_(model, nn.init.ones_)
+    assert all((layer.weight == 1).all() for layer in model[::2])
+    assert not model[0].bias.any()
+    assert report["0.weight"].scheme == "ones_"
+    assert report["0.weight"].intended_std is None
+    assert report["0.weight"].actual_std == 0
 
 
-def test_grouped_convolutions_get_their_true_fans():
-    report = init_(nn.Conv2d(64, 64, 3, groups=64), "xavier_normal", seed=0)
-    assert (report["weight"].fan_in, report["weight"].fan_out) == (9, 9)
-    assert "torch's fans are 9 and 576" in report["weight"].note
+def test_a_shared_layer_is_initialized_once():
+    shared = nn.Linear(4, 4)
+    calls = []
+    init_(nn.Sequential(shared, nn.Tanh(), shared), lambda weight: calls.append(weight))
+    assert len(calls) == 1
 
 
-def test_misuse_is_refused_in_words():
-    net = network()
-    for call, error, words in (
-        (lambda: init_(torch.empty(2, 2), "zeros"), TypeError, "nn.Module"),
-        (lambda: init_(net, "xavier_uniforn"), ValueError, "did you mean 'xavier_uniform'"),
-        (lambda: init_(net, 3), TypeError, "scheme=3"),
-        (lambda: init_(net, "zeros", gain=math.nan), ValueError, "gain=nan"),
-        (lambda: init_(net, "zeros", mode="fan"), ValueError, "did you mean 'fan_in'"),
-        (lambda: init_(net, "zeros", bias="zero"), ValueError, "did you mean 'zeros'"),
-        (lambda: init_(net, "zeros", bias="normal"), ValueError, "bias_std"),
-        (lambda: init_(net, "zeros", bias_std=1.0), ValueError, "bias_std=1.0"),
-        (lambda: init_(net, "zeros", overrides={"head": "ones"}), ValueError, "overrides pattern"),
-        (lambda: init_(net, "zeros", only="head"), ValueError, "only pattern 'head'"),
-        (lambda: init_(nn.LazyLinear(3), "zeros"), ValueError, "lazy"),
-        (lambda: init_(net, "normal", sigma=1), TypeError, "no parameter 'sigma'"),
-    ):
-        with pytest.raises(error, match=words):
-            call()
+def test_tied_weights_are_initialized_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    report = init_(model, "xavier_normal", seed=0)
+    assert [row.name for row in report] == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_a_bare_layer_is_a_model_too():
+    layer = nn.Linear(3, 2)
+    assert init_(layer, "ones")["weight"].scheme == "ones"
+    assert (layer.weight == 1).all()
+
+
+def test_half_precision_and_double_models_keep_their_dtype():
+    for dtype in (torch.float64, torch.bfloat16):
+        model = net().to(dtype)
+        init_(model, "kaiming_normal", activation="relu", seed=0)
+        assert model[0].weight.dtype == dtype
+        assert F.mse_loss(model(torch.ones(2, 6, dtype=dtype)), torch.zeros(2, 3, dtype=dtype)) > 0
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_the_report_reads_well_and_is_data():
+    report = init_(net(), "kaiming_normal", activation="relu", seed=0)
+    assert len(report) == 6
+    assert str(report).startswith("InitReport: 6 of 6 parameters initialized\n  0.weight (5, 6)")
+    frame = report.to_frame()
+    assert list(frame.index) == [row.name for row in report]
+    assert frame.loc["2.weight", "scheme"] == "kaiming_normal"
+    assert "<table" in report._repr_html_()
+    assert report[0] is report["0.weight"]
+    assert report[1:3] == (report["0.bias"], report["2.weight"])
+
+
+def test_an_unknown_parameter_is_answered_with_the_nearest():
+    report = init_(net(), "zeros")
+    with pytest.raises(KeyError, match=r"did you mean '0\.weight'"):
+        report["0.weigth"]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scheme": "kaimin_normal"}, "unknown scheme 'kaimin_normal'; did you mean 'kaiming_n"),
+        ({"activation": "rellu"}, "unknown activation 'rellu'; did you mean 'relu'"),
+        ({"scheme": "xavier_normal", "activation": "rellu"}, "did you mean 'relu'"),
+        ({"mode": "fanin"}, "unknown mode 'fanin'; did you mean 'fan_in'"),
+        ({"gain": math.nan}, "gain=nan must be a finite number"),
+        ({"gain": 0.0}, "gain=0.0 must be greater than 0"),
+        ({"bias": "zero"}, "unknown bias 'zero'; did you mean 'zeros'"),
+        ({"bias": math.inf}, "bias=inf must be a finite number"),
+        ({"bias": "normal"}, "bias='normal' needs bias_std"),
+        ({"bias": "normal", "bias_std": -1.0}, "bias_std=-1.0 must be at least 0"),
+        ({"bias": "normal", "bias_std": math.nan}, "bias_std=nan must be a finite"),
+        ({"bias_std": 1.0}, "bias_std=1.0 is used with bias='normal' only"),
+        ({"only": "haed"}, "unknown only pattern 'haed'; did you mean 'head'"),
+        ({"overrides": {"haed": "zeros"}}, "unknown overrides pattern 'haed'; did you mean 'head'"),
+        ({"overrides": {nn.Conv2d: "zeros"}}, "unknown overrides pattern 'Conv2d'"),
+        ({"overrides": {"head": "zero"}}, "unknown scheme 'zero'; did you mean 'zeros'"),
+        ({"scheme": "normal", "std": -1.0}, "std=-1.0 must be at least 0"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_refused_and_nothing_is_touched(arguments, message):
+    model = mlp(4, [5], head=2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        init_(model, **{"scheme": "kaiming_normal", "seed": 0, **arguments})
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scheme": 3}, "scheme=3 must be a name, a Scheme or a callable"),
+        ({"scheme": None}, "scheme=None must be a name, a Scheme or a callable"),
+        ({"gain": "big"}, "gain='big' must be a number"),
+        ({"bias": True}, "bias=True must be a number"),
+        ({"std": 0.1}, "'kaiming_normal' has no parameter 'std'; it has: mode, a"),
+        ({"scheme": nn.init.zeros_, "a": 1.0}, "a callable scheme takes no parameters, got a"),
+        ({"activation": nn.Softmax(-1)}, "not an elementwise function"),
+        ({"seed": "x"}, "seed='x' must be a whole number or None"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number or None"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        init_(net(), **{"scheme": "kaiming_normal", **arguments})
+
+
+def test_a_tensor_instead_of_a_model_is_told_what_to_do():
+    with pytest.raises(TypeError, match=r"must be an nn.Module, not a Tensor; .*scheme\(name\)"):
+        init_(torch.zeros(3, 3), "zeros")
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, not a list"):
+        init_([nn.Linear(2, 2)], "zeros")
+
+
+def test_an_empty_model_is_refused():
+    with pytest.raises(ValueError, match=r"model=Sequential\(\) has no parameters"):
+        init_(nn.Sequential(), "zeros")
+
+
+def test_a_lazy_layer_is_refused_by_name_until_it_has_a_shape():
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match="layer '0' is lazy and has no shape yet; run one batch"):
+        init_(model, "zeros")
+    model(torch.ones(2, 5))
+    assert init_(model, "zeros")["0.weight"].shape == (3, 5)

@@ -1,56 +1,227 @@
+"""predict(): theory's counterpart of a trace, site by site."""
+
 import math
+from itertools import product
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from initlab import Experiment, predict
+from initlab import ACTIVATIONS, ARCHITECTURES, SCHEMES, Experiment, predict
+from initlab.networks import NORMS
+
+SMALL = Experiment(depth=4, width=16, batch_size=20, data="noise")
 
 
-def test_digits_start_from_their_own_second_moment():
-    experiment = Experiment(depth=3, activation="tanh", data="digits")
-    measured = experiment.run()["input"].forward.second_moment
-    assert predict(experiment)["input"].forward.second_moment == pytest.approx(measured, rel=1e-6)
+def layers(predicted):
+    return [site for site in predicted if site.kind == "affine"]
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "gelu"])
+# ---------------------------------------------------------------- the same sites as the trace
+
+
 @pytest.mark.parametrize("loss", ["probe", "cross_entropy"])
-def test_predictions_on_digits_are_what_wide_nets_measure(activation, loss):
-    """Six layers of width 1024 are within 25 % of infinite width, gradients within a factor 2."""
+@pytest.mark.parametrize("widths", [None, (9,), (30, 20, 10)])
+def test_sites_are_named_as_those_of_the_trace(loss, widths):
+    experiment = Experiment(depth=3, width=8, widths=widths, batch_size=20, loss=loss)
+    predicted, traced = experiment.predict(), experiment.run()
+    for field in ("name", "kind", "depth"):
+        assert [getattr(s, field) for s in predicted] == [getattr(s, field) for s in traced]
+
+
+NAMED = [
+    pytest.param(
+        name,
+        marks=pytest.mark.xfail(
+            name == "prelu", reason="a trace names nn.PReLU, which has a weight, linear1.prelu"
+        ),
+    )
+    for name in ACTIVATIONS
+]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_sites_are_named_as_those_of_the_trace_for_every_activation(name):
+    experiment = SMALL.replace(activation=name)
+    assert [s.name for s in experiment.predict()] == [s.name for s in experiment.run()]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_with_a_norm_every_site_is_predicted_or_a_reason_is_given(norm):
+    experiment = SMALL.replace(norm=norm)
+    predicted = experiment.predict()
+    if norm == "none":
+        assert [s.name for s in predicted] == [s.name for s in experiment.run()]
+    else:
+        assert not len(predicted)
+        assert predicted.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "phi"), list(product(ARCHITECTURES, SCHEMES, ACTIVATIONS))
+)
+def test_every_combination_is_predicted_or_a_reason_is_given(architecture, name, phi):
+    experiment = SMALL.replace(architecture=architecture, scheme=name, activation=phi)
+    predicted = experiment.predict()
+    assert bool(predicted.reason) == (len(predicted) == 0)
+    if predicted.reason:
+        assert predicted.reason[0].isupper()
+        assert predicted.reason.endswith(".")
+        return
+    for site in predicted:
+        assert (site.forward is not None and site.backward is not None) or site.reason
+        if site.forward:
+            assert site.forward.second_moment >= 0
+        if site.backward:
+            assert site.backward.second_moment >= 0
+
+
+def test_where_theory_is_silent_the_sentence_says_why():
+    reasons = {
+        "architecture": SMALL.replace(architecture="cnn"),
+        "normalization": SMALL.replace(norm="batch"),
+        "equal": SMALL.replace(scheme="ones"),
+        "mean 0": SMALL.replace(scheme="uniform"),
+        "constant bias": SMALL.replace(bias=0.3),
+    }
+    for word, experiment in reasons.items():
+        assert word in experiment.predict().reason
+    shifted = SMALL.replace(scheme="normal", scheme_params={"mean": 0.1, "std": 0.1})
+    assert "mean 0" in shifted.predict().reason
+
+
+def test_a_bias_of_zero_and_weights_of_mean_zero_are_no_reason_for_silence():
+    assert SMALL.replace(bias=0.0).predict().reason == ""
+    centred = SMALL.replace(scheme="uniform", scheme_params={"low": -0.1, "high": 0.1})
+    assert centred.predict().reason == ""
+    assert SMALL.replace(scheme="zeros").predict()["linear1"].forward.second_moment == 0
+
+
+# ---------------------------------------------------------------- the recursion
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 64), min_size=1, max_size=6),
+    std=st.floats(0.01, 2),
+    bias_std=st.floats(0, 1),
+    phi=st.sampled_from(["relu", "tanh", "gelu", "sigmoid"]),
+)
+def test_the_prediction_is_the_recursion_of_the_papers(widths, std, bias_std, phi):
     experiment = Experiment(
-        depth=6, width=1024, activation=activation, scheme="kaiming_normal", loss=loss,
-        batch_size=64, bias="pytorch_default",
+        widths=widths, activation=phi, scheme="normal", scheme_params={"std": std},
+        bias="normal", bias_std=bias_std, data="noise",
     )  # fmt: skip
-    trace, theory = experiment.run(), experiment.predict()
-    output = trace["output"].backward.second_moment
-    for site in theory:
-        measured = trace[site.name]
-        ratio = measured.forward.second_moment / site.forward.second_moment
-        assert ratio == pytest.approx(1, abs=0.25), site.name
-        back = measured.backward.second_moment / output / site.backward.second_moment
-        assert abs(math.log2(back)) < 1, site.name
+    predicted = experiment.predict()
+    second, moments = 1.0, []
+    for l, fan_in in enumerate(experiment.sizes[:-1], start=1):
+        q = fan_in * std**2 * second + bias_std**2
+        assert predicted[f"linear{l}"].forward.second_moment == pytest.approx(q, rel=1e-12)
+        moments.append(ACTIVATIONS[phi].moments(q))
+        second = moments[-1].second_moment
+        assert predicted[f"act{l}"].forward.second_moment == pytest.approx(second, rel=1e-12)
+    gradient = 1.0
+    for l in range(len(widths), 0, -1):
+        assert predicted[f"act{l}"].backward.second_moment == pytest.approx(gradient, rel=1e-9)
+        gradient *= moments[l - 1].derivative_second_moment
+        assert predicted[f"linear{l}"].backward.second_moment == pytest.approx(gradient, rel=1e-9)
+        gradient *= experiment.sizes[l] * std**2
+    assert predicted["input"].backward.second_moment == pytest.approx(gradient, rel=1e-9)
 
 
-def test_where_theory_is_silent_it_says_why():
-    for changes in (
-        {"architecture": "cnn"},
-        {"norm": "batch"},
-        {"scheme": "ones"},
-        {"scheme": "uniform"},
-        {"bias": 0.5},
-    ):
-        prediction = Experiment(depth=3).replace(**changes).predict()
-        assert prediction.reason.startswith("No theory is drawn")
-        assert len(prediction) == 0
+def test_he_initialization_keeps_relus_second_moments_in_both_directions():
+    predicted = Experiment(depth=50, width=64, data="noise").predict()
+    assert [s.forward.second_moment for s in layers(predicted)] == pytest.approx([2.0] * 50)
+    assert [s.backward.second_moment for s in layers(predicted)] == pytest.approx([0.5] * 50)
 
 
-def test_an_overflow_is_said_and_not_drawn():
-    prediction = Experiment(depth=900, width=32, scheme="normal", data="noise").predict()
-    assert prediction["linear900"].forward is None
-    assert "overflows" in prediction["linear900"].reason
-    assert prediction["linear3"].backward is None
+@pytest.mark.parametrize("name", ["kaiming_normal", "xavier_normal", "pytorch_default"])
+def test_a_given_gain_counts_where_the_scheme_uses_one(name):
+    once, twice = (
+        SMALL.replace(scheme=name, gain=g).predict()["linear1"].forward.second_moment
+        for g in (1.0, 2.0)
+    )
+    assert twice / once == pytest.approx(4 if SCHEMES[name].uses_gain else 1)
 
 
-def test_sites_are_found_by_name():
-    prediction = Experiment(depth=2).predict()
-    assert prediction[1].name == "linear1"
-    with pytest.raises(KeyError, match="did you mean 'linear2'"):
-        prediction["liner2"]
+def test_a_constant_activation_derivative_of_zero_stops_the_gradient_without_a_nan():
+    predicted = SMALL.replace(scheme="zeros", activation="relu_squared").predict()
+    assert all(math.isfinite(site.backward.second_moment) for site in predicted)
+
+
+# ---------------------------------------------------------------- the same numbers as the trace
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "bias"),
+    [
+        ("lecun_normal", "noise", None),
+        ("lecun_normal", "digits", "normal"),
+        ("xavier_uniform", "noise", "pytorch_default"),
+        ("xavier_uniform", "digits", None),
+        ("orthogonal", "noise", "normal"),
+        ("orthogonal", "digits", None),
+    ],
+)
+def test_the_measurement_of_a_wide_tanh_net_lies_near_the_prediction(name, data, bias):
+    """512 wide, 5 deep, 4 seeds. One net's rel. sd of E h² is at most √(2·5/512) = 0.14 (an input
+    by itself), of the gradient about the same; 4 standard errors of 4 seeds and 0.5·l/n: 0.29.
+    """
+    experiment = Experiment(
+        depth=5, width=512, batch_size=64, activation="tanh", scheme=name, data=data,
+        bias=bias, bias_std=0.3 if bias == "normal" else None,
+    )  # fmt: skip
+    predicted = experiment.predict()
+    runs = [experiment.replace(seed=seed).run() for seed in range(4)]
+    for site in predicted:
+        forward = sum(run[site.name].forward.second_moment for run in runs) / 4
+        backward = sum(run[site.name].backward.second_moment for run in runs) / 4
+        assert forward == pytest.approx(site.forward.second_moment, rel=0.29)
+        assert backward == pytest.approx(site.backward.second_moment, rel=0.29)
+
+
+def test_under_cross_entropy_the_gradient_is_relative_to_the_outputs():
+    experiment = Experiment(depth=4, width=512, activation="tanh", loss="cross_entropy")
+    predicted = experiment.predict()
+    assert predicted["output"].backward.second_moment == 1
+    assert predicted["head"].backward.second_moment == 1
+    last = SCHEMES["kaiming_normal"].gain_with("tanh") ** 2 / 512 * 10
+    assert predicted["act4"].backward.second_moment == pytest.approx(last)
+
+
+def test_where_the_signal_overflows_the_sites_say_so():
+    predicted = Experiment(
+        depth=300, width=128, data="noise", scheme="normal", scheme_params={"std": 2.0}
+    ).predict()
+    reasons = [site.reason for site in predicted]
+    first = reasons.index("The signal overflows here.")
+    assert all(reason == "The signal overflows here." for reason in reasons[first:])
+    assert all(reason == "The forward signal overflows further on." for reason in reasons[:first])
+    assert all(site.forward is not None for site in predicted[:first])
+    assert math.log10(predicted[first - 1].forward.second_moment) > 280
+
+
+def test_a_vanishing_signal_is_not_reported_as_zero():
+    predicted = Experiment(
+        depth=60, width=128, data="noise", scheme="normal", scheme_params={"std": 0.001}
+    ).predict()
+    expected = 60 * math.log10(128 * 1e-6 / 2) + math.log10(2)
+    assert math.log10(predicted["linear60"].forward.second_moment) == pytest.approx(expected)
+
+
+def test_a_prediction_is_plain_data():
+    predicted = predict(SMALL)
+    assert predicted == SMALL.predict()
+    assert len(predicted) == 10
+    assert predicted[0] is predicted["input"]
+    assert [site.name for site in predicted[1:3]] == ["linear1", "act1"]
+    assert repr(predicted) == "Prediction(10 sites)"
+    with pytest.raises(KeyError, match="unknown site 'linear5'; did you mean 'linear"):
+        predicted["linear5"]
+
+
+def test_predicting_draws_nothing_from_torchs_global_generator():
+    state = torch.random.get_rng_state()
+    Experiment(depth=3, batch_size=32).predict()
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -102,7 +102,7 @@ class OptionalNumber(widgets.HBox):
         self.number.layout.min_width = "0"
         self.number.layout.display = "none"
         super().__init__(
-            [self.box, self.number], layout=widgets.Layout(flex="1 1 340px", min_width="340px")
+            [self.box, self.number], layout=widgets.Layout(flex="1 1 260px", overflow="hidden")
         )
         self.add_class("initlab-optional")
         self._following = False

@@ -13,11 +13,21 @@ from initlab.tracing import Trace
 _CURES = ("kaiming_normal", "xavier_normal", "lecun_normal", "orthogonal")
 
 
-def finding(experiment: Experiment, trace: Trace, prediction: Prediction) -> str:
+_SUBJECTS = {
+    "second_moment": "The signal",
+    "var": "The variance of the signal",
+    "across_samples_var": "What tells the inputs apart",
+}
+
+
+def finding(
+    experiment: Experiment, trace: Trace, prediction: Prediction, quantity: str = "second_moment"
+) -> str:
     """One or two sentences on what the picture shows, and why theory is silent where it is."""
-    forward = curve(trace, "forward", label="signal")
-    backward = curve(trace, "backward", label="gradients")
-    parts = [_forward(forward), _backward(backward, experiment)]
+    subject = _SUBJECTS[quantity]
+    forward = curve(trace, "forward", quantity)
+    backward = curve(trace, "backward")
+    parts = [_forward(subject, forward), _backward(backward)]
     if not (_healthy(forward) and _healthy(backward)):
         parts.append(_cure(experiment))
     if prediction.reason:
@@ -25,20 +35,20 @@ def finding(experiment: Experiment, trace: Trace, prediction: Prediction) -> str
     return " ".join(part for part in parts if part)
 
 
-def _forward(signal: Curve) -> str:
+def _forward(subject: str, signal: Curve) -> str:
     if signal.note.startswith("overflow"):
-        return f"The signal explodes: {signal.note}."
+        return f"{subject} explodes: {signal.note}."
     if signal.note:
-        return f"The signal is exactly {signal.note}."
+        return f"{subject} is exactly {signal.note}."
     last, layer = float(signal.values[-1]), int(signal.layers[-1])
     if last > HEALTHY[1]:
-        return f"The signal explodes: {power(last)} at layer {layer}."
+        return f"{subject} explodes: {power(last)} at layer {layer}."
     if last < HEALTHY[0]:
-        return f"The signal vanishes: {power(last)} at layer {layer}."
-    return f"The signal holds: {power(last)} at layer {layer}."
+        return f"{subject} vanishes: {power(last)} at layer {layer}."
+    return f"{subject} holds: {power(last)} at layer {layer}."
 
 
-def _backward(gradients: Curve, experiment: Experiment) -> str:
+def _backward(gradients: Curve) -> str:
     if gradients.note.startswith("overflow"):
         return f"Gradients explode: {gradients.note}."
     if gradients.note:

@@ -349,7 +349,8 @@ class SignalExplorer(widgets.VBox):
         if self.trace is None or self.prediction is None:
             return
         start = time.perf_counter()
-        words = finding(self._experiment, self.trace, self.prediction)
+        quantity = self.controls["quantity"].value
+        words = finding(self._experiment, self.trace, self.prediction, quantity)
         right = self.controls["right"].value
         self._update_panel(self._panels[0], "forward")
         self._update_panel(self._panels[1], right)
@@ -500,5 +501,7 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
 
 
 def _cell(stats: Any, quantity: str) -> str:
+    if getattr(stats, "nonfinite", 0):
+        return "overflow"
     value = getattr(stats, quantity, None)
     return "" if value is None else f"{value:.4g}"

@@ -1,10 +1,11 @@
 """The main explorer as a hand and an eye meet it: JupyterLab in a real Chromium."""
 
+import ast
 import json
 import re
 
-import nbformat
 import pytest
+from lab import write_notebook
 
 from initlab import Experiment
 
@@ -28,15 +29,11 @@ def explorer(open_and_run, tmp_path):
     """A notebook that shows one explorer, opened and run."""
 
     def open_explorer(start: str = START, **options):
-        notebook = nbformat.v4.new_notebook(cells=[
-            nbformat.v4.new_code_cell(
-                "from initlab import Experiment, SignalExplorer\n"
-                f"explorer = SignalExplorer({start})\nexplorer"
-            )
-        ])  # fmt: skip
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-        path = tmp_path / "explorer.ipynb"
-        nbformat.write(notebook, path)
+        path = write_notebook(
+            tmp_path / "explorer.ipynb",
+            "from initlab import Experiment, SignalExplorer\n"
+            f"explorer = SignalExplorer({start})\nexplorer",
+        )
         return Explorer(open_and_run(path, **options))
 
     return open_explorer
@@ -77,13 +74,20 @@ class Explorer:
     def alt(self):
         return self.page.locator(PICTURE).get_attribute("alt")
 
+    def kernel(self, expression):
+        """The value of an expression in the notebook's kernel."""
+        return ast.literal_eval(self.page.evaluate(ASK_KERNEL, expression))
+
     def open_folds(self):
-        for index in range(self.page.locator(".initlab-explorer .jupyter-widget-Collapse").count()):
-            header = self.page.locator(
-                ".initlab-explorer .jupyter-widget-Collapse-header"
-            ).nth(index)  # fmt: skip
-            if "open" not in (header.get_attribute("class") or ""):
-                header.click()
+        """By keyboard, like everything."""
+        for number, header in enumerate(
+            self.page.locator(".initlab-explorer .jupyter-widget-Collapse-header").all()
+        ):
+            header.press(("Enter", "Space")[number % 2])
+            self.page.wait_for_function(
+                "header => header.getAttribute('aria-expanded') === 'true'",
+                arg=header.element_handle(),
+            )
 
     def changes(self, action, timeout=20_000):
         """Act, and wait until the picture or the status is another."""
@@ -101,22 +105,34 @@ class Explorer:
 SEEN = """() => document.querySelector('.initlab-explorer img').src
     + document.querySelector('.initlab-status').textContent"""
 
+ASK_KERNEL = """async expression => {
+    const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
+    const reply = await kernel.requestExecute(
+        { code: '', user_expressions: { answer: expression }, store_history: false }).done;
+    return reply.content.user_expressions.answer.data['text/plain'];
+}"""
+
 
 def test_every_control_moves_the_picture_by_keyboard(explorer):
     shown = explorer()
     cells = shown.page.locator(".jp-Notebook .jp-Cell").count()
     shown.open_folds()
-    shown.page.wait_for_timeout(500)
-    for label in ("depth", "width", "batch", "seed"):
-        handle, _ = shown.number(label)
+    for label, typed in (("depth", "7"), ("width", "48"), ("batch", "32"), ("seed", "3")):
+        handle, text = shown.number(label)
         shown.changes(lambda handle=handle: handle.press("ArrowRight"))
+        shown.changes(lambda text=text, typed=typed: (text.fill(typed), text.press("Enter")))
+    shown.settles()
+    assert (
+        shown.kernel("explorer.experiment.changed()")
+        == Experiment(
+            depth=7, width=48, batch_size=32, seed=3, activation="tanh", scheme="xavier_normal"
+        ).changed()
+    )
     handle, _ = shown.number("bias σ")
     for _ in range(5):
         handle.press("ArrowRight")
-    from playwright.sync_api import expect
-
     shown.settles()
-    expect(shown.menu("bias").locator("option:checked")).to_have_text("normal")
+    assert shown.chosen("bias") == "normal"
     own_gain = shown.page.locator(
         ".initlab-explorer label:has-text('own gain') input[type=checkbox]"
     ).first
@@ -178,6 +194,9 @@ def test_a_burst_of_keys_ends_on_the_right_picture_without_a_blank_frame(explore
     shown.settles()
     shown.page.evaluate("window.watching = false")
     assert text.input_value() == "50"
+    assert shown.kernel("explorer.experiment.depth") == 50
+    assert shown.kernel("explorer.live.alt") == shown.alt
+    assert shown.kernel("explorer.status") == shown.status
     assert shown.status in shown.alt
     assert shown.page.evaluate("window.blankFrames") == 0
     assert shown.view.console_errors == []
@@ -217,8 +236,10 @@ def test_the_screen_fits_a_laptop_and_is_accessible(explorer, theme):
 
     shown = explorer(theme=theme, viewport=LAPTOP)
     shown.view.screenshot(f"explorer-{theme}")
+    height = shown.page.locator(".initlab-explorer").bounding_box()["height"]
+    assert height <= shown.page.locator(".jp-WindowedPanel-outer").bounding_box()["height"]
     shown.open_folds()
-    shown.page.wait_for_timeout(500)
+    shown.settles()
     results = Axe().run(shown.page, context=".initlab-explorer").response
     serious = [
         (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
