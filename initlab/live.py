@@ -54,12 +54,20 @@ function render({ model, el }) {
   note.setAttribute('aria-hidden', 'true');
   el.append(image, note);
 
-  let url = null;
-  const showPixels = () => {
-    const previous = url;
-    url = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
-    image.onload = () => { if (previous) URL.revokeObjectURL(previous); };
-    image.src = url;
+  // A picture is decoded before it replaces the last one, so that no frame is blank; one that is
+  // overtaken meanwhile is not shown.
+  let newest = null;
+  const showPixels = async () => {
+    const url = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
+    newest = url;
+    const next = new Image();
+    next.src = url;
+    await next.decode().catch(() => {});
+    if (newest === url) {
+      const previous = image.src;
+      image.src = url;
+      if (previous) URL.revokeObjectURL(previous);
+    } else URL.revokeObjectURL(url);
   };
   const showText = () => { image.alt = model.get('alt'); };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
@@ -99,7 +107,7 @@ function render({ model, el }) {
     watcher.observe(root, { childList: true, subtree: true, attributeFilter: ['class'] });
   };
   requestAnimationFrame(start);
-  return () => { watcher?.disconnect(); if (url) URL.revokeObjectURL(url); };
+  return () => { watcher?.disconnect(); newest = null; URL.revokeObjectURL(image.src); };
 }
 export default { render };
 """

@@ -502,6 +502,8 @@ def _dead_units(z: Tensor, phi: Activation) -> list[int]:
     """
     peaks = z.amax(tuple(range(1, z.ndim - 1))) if z.ndim > 2 else z
     low, high, flat_below = _alive_range(phi, z.dtype)
+    if flat_below and not z.is_cuda and float(peaks.max()) < high:
+        return (peaks <= low).sum(1).tolist()
     dead = (peaks <= low) if flat_below else torch.zeros_like(peaks, dtype=torch.bool)
     unsure = ~((peaks > low) & (peaks < high) | dead)
     counts = dead.sum(1)

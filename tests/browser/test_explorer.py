@@ -17,7 +17,7 @@ FRAMES = """() => {
     window.blankFrames = 0;
     window.watching = true;
     const look = () => {
-        if (!image.complete || image.naturalWidth === 0) window.blankFrames += 1;
+        if (image.naturalWidth === 0) window.blankFrames += 1;
         if (window.watching) requestAnimationFrame(look);
     };
     requestAnimationFrame(look);
