@@ -54,20 +54,18 @@ function render({ model, el }) {
   note.setAttribute('aria-hidden', 'true');
   el.append(image, note);
 
-  // A picture is decoded before it replaces the last one, so that no frame is blank; one that is
-  // overtaken meanwhile is not shown.
-  let newest = null;
+  // A picture is decoded before it replaces the last one, so that no frame is blank.
+  let asked = 0, shown = 0;
   const showPixels = async () => {
-    const url = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
-    newest = url;
+    const mine = ++asked;
     const next = new Image();
-    next.src = url;
+    next.src = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
     await next.decode().catch(() => {});
-    if (newest === url) {
-      const previous = image.src;
-      image.src = url;
-      if (previous) URL.revokeObjectURL(previous);
-    } else URL.revokeObjectURL(url);
+    const late = mine < shown;
+    URL.revokeObjectURL(late ? next.src : image.src);
+    if (late) return;
+    shown = mine;
+    image.src = next.src;
   };
   const showText = () => { image.alt = model.get('alt'); };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
@@ -107,7 +105,7 @@ function render({ model, el }) {
     watcher.observe(root, { childList: true, subtree: true, attributeFilter: ['class'] });
   };
   requestAnimationFrame(start);
-  return () => { watcher?.disconnect(); newest = null; URL.revokeObjectURL(image.src); };
+  return () => { watcher?.disconnect(); shown = Infinity; URL.revokeObjectURL(image.src); };
 }
 export default { render };
 """

@@ -167,7 +167,7 @@ class Scheme:
         Raises:
             TypeError: not a parameter of this scheme. ValueError: a value out of its range.
         """
-        for name, value in values.items():
+        for name in values:
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
                 raise TypeError(f"scheme {self.name!r} has no parameter {name!r}; it has: {known}")
@@ -182,12 +182,13 @@ class Scheme:
         if parameter.choices:
             if value not in parameter.choices:
                 raise unknown_name(f"{self.name} {name}", value, parameter.choices)
-            return
+            return value
         if value is None and parameter.default is None:
-            return
+            return None
         number = finite_number(f"{self.name} {name}", value)
         if name == "std" and number < 0:
             raise ValueError(f"{self.name} std={value} must be at least 0")
+        return number
 
     def _gain(self, gain: float | None) -> float:
         if gain is not None:
