@@ -237,8 +237,10 @@ class _Job:
             stats = Stats(mean, var, second, None, None, None, int(nonfinite), numel)
             self.receive(stats, None)
             return
-        samples = max(0.0, second - columns) if self.has_samples else None
-        units = max(0.0, second - rows) if self.has_samples else None
+        samples = units = None
+        if self.has_samples:
+            samples = max(0.0, second - columns) if self.rows > 1 else 0.0
+            units = max(0.0, second - rows) if self.units > 1 else 0.0
         stats = Stats(mean, var, second, samples, units, abs_max, int(nonfinite), numel)
         self.receive(stats, zeros / numel)
 

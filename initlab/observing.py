@@ -659,7 +659,7 @@ class Observer(TorchFunctionMode):
     def _is_recomputing(self) -> bool:
         return self._recomputed is not None and _section() >= 0
 
-    def match_recomputed(self) -> None:
+    def _match_recomputed(self) -> None:
         """Hand the gradients of recomputed sites to the sites of the forward pass."""
         if not self._recomputed:
             return
@@ -674,6 +674,7 @@ class Observer(TorchFunctionMode):
         """Compute what is still waiting."""
         self._meter.finish()
         self._unit_meter.finish()
+        self._match_recomputed()
 
 
 HIDDEN = "computed without gradients: not reached"

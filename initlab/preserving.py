@@ -32,7 +32,7 @@ class Preserved:
         self._modules = [
             (module, module.__dict__.copy(), *(part.copy() for part in _registries(module)))
             for module in model.modules()
-            if not is_lazy(module)
+            if not is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
         self._parameters = [
             (p, p.detach(), p.data_ptr(), p.requires_grad, p.grad)

@@ -267,6 +267,18 @@ def test_moments_are_finite_and_consistent_at_any_scale(name, exponent):
     assert moments.variance >= -1e-12 * moments.second_moment
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, phi in ACTIVATIONS.items() if 0.0 not in phi.kinks]
+)
+def test_the_slope_at_zero_is_that_of_the_taylor_series(name):
+    """d E φ²/dq at q → 0 is φ'(0)² + φ(0)·φ''(0); the curvature by differences, to 1e-5."""
+    phi = activation(name)
+    low, zero, high = torch.tensor([-1e-4, 0.0, 1e-4], dtype=torch.float64)
+    curvature = (phi(high) - 2 * phi(zero) + phi(low)) / 1e-8
+    expected = float(phi.derivative(zero) ** 2 + phi(zero) * curvature)
+    assert phi.moments(1e-30).slope == pytest.approx(expected, abs=1e-5)
+
+
 # Random activations: the quadrature must find their features by itself.
 
 

@@ -14,6 +14,7 @@ def explorer():
 
 
 def choices(explorer):
+    """Every menu's every option, menu by menu."""
     return [
         (name, value)
         for name in ("scheme", "activation", "architecture", "data", "bias", "norm", "padding")
@@ -23,8 +24,10 @@ def choices(explorer):
 
 
 def test_every_choice_of_every_menu_draws(explorer):
+    last = None
     for name, value in choices(explorer):
-        explorer.experiment = START
+        if name != last:
+            explorer.experiment, last = START, name
         explorer.controls[name].value = value
         expected = None if value == "scheme" else value
         assert getattr(explorer.experiment, name) == expected
@@ -79,6 +82,40 @@ def test_a_bad_value_is_said_and_dims_the_picture_until_it_is_mended(explorer, n
     assert explorer.status.startswith("The signal")
     assert not explorer.live.dimmed
     assert explorer.experiment.activation == "tanh"
+
+
+def test_an_error_leaves_no_stale_numbers_behind(explorer):
+    explorer.controls["depth"].value = 0
+    assert explorer.trace is None
+    assert explorer.prediction is None
+    explorer.pin()
+    for fold in explorer._folds:
+        fold.selected_index = 0
+    assert explorer.live.dimmed
+    assert "depth=0" in explorer.status
+    explorer._share.value = START.replace(activation="tanh").share()
+    assert explorer.status.startswith("The signal")
+    assert not explorer.live.dimmed
+    explorer.reset()
+    assert explorer.experiment == START
+
+
+def test_reset_returns_to_the_first_view_too(explorer):
+    first = explorer.live.png
+    explorer.pin()
+    explorer.controls["quantity"].value = "var"
+    explorer.controls["right"].value = "histograms"
+    explorer.controls["depth"].value = 9
+    explorer.reset()
+    assert explorer.live.png == first
+
+
+def test_a_bias_deviation_chooses_the_normal_bias(explorer):
+    explorer.controls["bias_std"].value = 0.3
+    assert explorer.controls["bias"].value == explorer.experiment.bias == "normal"
+    assert explorer.experiment.bias_std == 0.3
+    explorer.controls["bias"].value = "zeros"
+    assert explorer.experiment.bias_std is None
 
 
 def test_cross_entropy_on_noise_is_refused_in_words(explorer):
@@ -158,23 +195,68 @@ def test_an_experiment_of_widths_and_a_numeric_bias_can_be_shown():
     assert explorer.experiment.layer_widths == (32,) * 5
 
 
-def test_many_threads_end_on_what_the_controls_say(explorer):
-    def hammer(name, values):
+def hammer(explorer, **sequences):
+    """Move several controls at once, each on a thread of its own."""
+
+    def move(name, values):
         for value in values:
             explorer.controls[name].value = value
 
-    threads = [
-        threading.Thread(target=hammer, args=("depth", range(2, 22))),
-        threading.Thread(target=hammer, args=("activation", ["tanh", "relu", "gelu", "sin"] * 4)),
-        threading.Thread(target=hammer, args=("width", range(8, 24))),
-    ]
+    threads = [threading.Thread(target=move, args=each) for each in sequences.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def assert_consistent(explorer):
+    """What is measured, said and drawn is what the controls say."""
+    shown = explorer.experiment
+    for name in ("scheme", "activation", "depth", "width"):
+        assert getattr(shown, name) == explorer.controls[name].value
+    alone = SignalExplorer(shown)
+    assert explorer.trace.to_json() == alone.trace.to_json()
+    assert explorer.status == alone.status
+    assert explorer.live.alt == alone.live.alt
+    assert explorer.live.png == alone.live.png
+
+
+def test_many_threads_end_on_what_the_controls_say(explorer):
+    hammer(
+        explorer,
+        depth=range(2, 22),
+        activation=["tanh", "relu", "gelu", "sin"] * 4,
+        width=range(8, 24),
+    )
     shown = explorer.experiment
     assert (shown.depth, shown.activation, shown.width) == (21, "sin", 23)
-    assert explorer.trace.to_json() == SignalExplorer(shown).trace.to_json()
+    assert_consistent(explorer)
+
+
+def test_schemes_with_and_without_parameters_may_race_with_the_depth(explorer):
+    for _ in range(3):
+        hammer(
+            explorer,
+            scheme=["normal", "zeros", "kaiming_normal", "uniform", "orthogonal", "normal"],
+            depth=range(2, 14),
+        )
+        assert explorer.experiment.scheme == "normal"
+        assert set(explorer.controls["scheme_params"].value) == {"mean", "std"}
+        assert_consistent(explorer)
+
+
+def test_no_change_is_lost_while_an_experiment_is_loaded(explorer):
+    others = [START.replace(seed=seed) for seed in range(6)]
+
+    def load():
+        for other in others:
+            explorer.experiment = other
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    hammer(explorer, activation=["tanh", "relu", "gelu", "sin"] * 3)
+    loader.join()
+    assert_consistent(explorer)
 
 
 def test_only_an_experiment_can_be_shown():

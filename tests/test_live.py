@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from initlab import Experiment
+from initlab import Experiment, SignalExplorer
 from initlab.live import LiveFigure
 from initlab.plots import Panel, Picture, curve
 
@@ -31,6 +31,27 @@ def test_a_blitted_update_equals_a_full_redraw_pixel_for_pixel():
     redrawn = shown(live, panel, moved)
     assert not np.array_equal(first, blitted)
     np.testing.assert_array_equal(blitted, redrawn)
+
+
+def test_every_step_of_the_explorer_equals_a_full_redraw():
+    explorer = SignalExplorer(Experiment(depth=8, width=16, batch_size=32))
+    steps = (
+        ("depth", 9),
+        ("activation", "tanh"),
+        ("scheme", "normal"),
+        ("right", "units"),
+        ("right", "histograms"),
+        ("scheme", "zeros"),
+        ("right", "backward"),
+        ("depth", 40),
+    )
+    for name, value in steps:  # fmt: skip
+        explorer.controls[name].value = value
+        blitted = pixels(explorer.live.png)
+        explorer.live._background = None
+        explorer._draw()
+        np.testing.assert_array_equal(blitted, pixels(explorer.live.png))
+        assert explorer.status in explorer.live.alt
 
 
 def test_a_refresh_brings_alt_text_and_ends_dimming():

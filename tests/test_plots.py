@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from initlab import Experiment, plot, trace
-from initlab.plots import VIEWS, Panel, Picture, curve, nice_depth
+from initlab.plots import VIEWS, Curve, Panel, Picture, curve, nice_depth
 
 SMALL = Experiment(depth=6, width=16, activation="tanh", scheme="xavier_normal", data="noise")
 
@@ -74,6 +74,45 @@ def test_zeros_are_named_and_never_drawn_as_a_line():
     assert curve(dead, "forward").note == "0 at layer 1"
     texts = [text.get_text() for text in plot(dead).axes[0].texts]
     assert any("0 at layer 1" in text for text in texts)
+
+
+def drawn_boxes(figure):
+    """Where the curves' names are, in pixels."""
+    figure.canvas.draw()
+    texts = [text for text in figure.axes[0].texts if text.get_text() != "healthy"]
+    return [text.get_window_extent() for text in texts]
+
+
+@pytest.mark.parametrize("what", ["forward", "backward"])
+@pytest.mark.parametrize("scheme", ["xavier_normal", "normal", "zeros"])
+def test_names_of_curves_never_touch_and_stay_in_the_picture(scheme, what):
+    explored = Experiment(depth=50, width=32, scheme=scheme, activation="relu", data="noise")
+    panel = Panel(Picture(5.5, 3.7).add_axes((0.1, 0.135, 0.69, 0.765)))
+    panel.update(
+        what,
+        measured=[curve(explored.run(), what, label="measured")],
+        theory=curve(explored.predict(), what, label="theory"),
+        pinned=curve(SMALL.run(), what, label="pinned: tanh, pytorch_default"),
+    )
+    boxes = drawn_boxes(panel.ax.figure)
+    assert len(boxes) >= 2
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+        assert 0 <= box.x0 <= box.x1 <= 550
+        assert 0 <= box.y0 <= box.y1 <= 370
+
+
+def test_the_log_axis_holds_every_value_and_steps_in_whole_decades():
+    for scale in (1e-200, 1e-30, 1e-5, 1.0, 1e5, 1e60, 1e250):
+        panel = Panel(Picture().add_subplot())
+        panel.update("forward", measured=[Curve("", np.array([1, 2]), np.array([1.0, scale]))])
+        low, high = panel.ax.get_ylim()
+        assert low < scale < high
+        assert low <= 1e-8
+        assert high >= 1e4
+        ticks = [tick for tick in panel.ax.get_yticks() if low <= tick <= high]
+        assert 3 <= len(ticks) <= 8, (scale, ticks)
+        assert 1.0 in ticks
 
 
 def test_a_drawing_goes_into_the_given_axes(measured):
