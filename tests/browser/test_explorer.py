@@ -91,6 +91,7 @@ class Explorer:
 
     def changes(self, action, timeout=20_000):
         """Act, and wait until the picture or the status is another."""
+        self.settles()  # picture and status of the last change arrive one after the other
         seen = self.page.evaluate(SEEN)
         action()
         self.page.wait_for_function(f"seen => ({SEEN})() !== seen", arg=seen, timeout=timeout)
@@ -131,8 +132,10 @@ def test_every_control_moves_the_picture_by_keyboard(explorer):
     handle, _ = shown.number("bias σ")
     for _ in range(5):
         handle.press("ArrowRight")
-    shown.settles()
-    assert shown.chosen("bias") == "normal"
+    shown.page.wait_for_function(
+        "menu => menu.selectedOptions[0]?.text === 'normal'",
+        arg=shown.menu("bias").element_handle(),
+    )
     own_gain = shown.page.locator(
         ".initlab-explorer label:has-text('own gain') input[type=checkbox]"
     ).first

@@ -46,6 +46,15 @@ SCHEMES: dict[str, tuple[str, dict[str, Any], float | None]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Layers this small gain nothing from a second thread, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Network:
     """What a prediction needs to know; an Experiment on noise is as wide as its first layer."""
@@ -127,8 +136,6 @@ def measure(entry_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     net, dtype = network(entry), precision(entry)
     model = build(net.sizes, net.activation, dtype)
     rows = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for seed in range(SEEDS):
         init_(
             model, net.scheme, activation=net.activation, gain=net.gain, seed=seed,
@@ -145,7 +152,6 @@ def measure(entry_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 [site.backward.second_moment for site in sites],
             ]
         )
-    torch.set_num_threads(threads)
     forward, across, backward = np.array(rows).swapaxes(0, 1)
     return forward, across, backward
 
