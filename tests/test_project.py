@@ -29,6 +29,7 @@ FLOORS = [
     {"activations", "data"},
     {"measuring", "operations", "preserving"},
     {"observing"},
+    {"sites"},
     {"theory", "tracing", "networks"},
     {"schemes"},
     {"initialize", "prediction", "diagnosis"},
