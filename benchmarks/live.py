@@ -94,11 +94,11 @@ def measure(page: Any, log: Path, presses: int) -> tuple[dict[str, list[float]],
     ours = page.locator(".initlab-explorer")
     back_and_forth = ("ArrowRight", "ArrowLeft")
     controls = {
-        "depth slider": (ours.locator(".noUi-handle").nth(0), OUR_PICTURE, ("ArrowRight",)),
+        "depth slider": (ours.locator(".noUi-handle").nth(0), OUR_PICTURE, back_and_forth),
         "width slider": (ours.locator(".noUi-handle").nth(1), OUR_PICTURE, back_and_forth),
         "scheme menu": (ours.locator("select").nth(0), OUR_PICTURE, ("ArrowUp", "ArrowDown")),
         "activation menu": (ours.locator("select").nth(1), OUR_PICTURE, ("ArrowUp", "ArrowDown")),
-        "plt.show()": (page.locator(".noUi-handle").last, THEIR_PICTURE, ("ArrowRight",)),
+        "plt.show()": (page.locator(".noUi-handle").last, THEIR_PICTURE, back_and_forth),
     }
     times: dict[str, list[float]] = {name: [] for name in controls}
     parts: dict[str, dict] = {name: {} for name in controls}

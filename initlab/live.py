@@ -1,7 +1,7 @@
 """LiveFigure: the one widget that shows a matplotlib figure and refreshes it fast.
 
-The figure's static part is drawn once and kept as pixels; an update restores them, draws the moving
-artists over them and sends one PNG. Nothing here knows what is drawn.
+The figure's static parts are drawn once and kept as pixels; an update restores them, draws the
+moving artists over them and sends one PNG. Nothing here knows what is drawn.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ function render({ model, el }) {
   note.setAttribute('aria-hidden', 'true');
   el.append(image, note);
 
-  // A picture is decoded before it replaces the last one, so that no frame is blank.
-  let asked = 0, shown = 0;
-  const showPixels = async () => {
-    const mine = ++asked;
+  // A picture is decoded before it replaces the last one, so that no frame is blank; its text
+  // waits with it.
+  let asked = 0, shown = 0, decoded = null;
+  const swap = async (mine) => {
     const next = new Image();
     next.src = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
     await next.decode().catch(() => {});
@@ -67,7 +67,12 @@ function render({ model, el }) {
     shown = mine;
     image.src = next.src;
   };
-  const showText = () => { image.alt = model.get('alt'); };
+  const showPixels = () => { decoded = swap(++asked); };
+  const showText = async () => {
+    await null;  // until all that came with one message is there
+    await decoded;
+    image.alt = model.get('alt');
+  };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
 
   const hint = 'Point at a layer for its numbers.';
@@ -94,7 +99,7 @@ function render({ model, el }) {
   model.on('change:png', showPixels);
   model.on('change:alt', showText);
   model.on('change:dimmed', showState);
-  showText(); showPixels(); showState();
+  showPixels(); showText(); showState();
 
   let watcher = null;
   const start = () => {
@@ -125,6 +130,8 @@ _STYLE = """
 .initlab-explorer th { position: sticky; top: 0; background: var(--jp-layout-color1, white); }
 """
 
+_BACKGROUNDS = 8  # kept as pixels, some 2 MB each
+
 
 class LiveFigure(anywidget.AnyWidget):
     """Shows a matplotlib figure as an ``<img>`` with alt text and a read-out under the pointer.
@@ -150,25 +157,27 @@ class LiveFigure(anywidget.AnyWidget):
         super().__init__(**kwargs)
         self.figure = figure
         self.timing: dict[str, float] = {}
-        self._background: Any = None
-        self._key: object = None
+        self._backgrounds: dict[object, Any] = {}  # the latest last
 
     def refresh(self, moving: Sequence[Artist], background: object, alt: str) -> None:
         """Draw and send the picture.
 
         Args:
             moving: artists that are drawn over the kept background; they are ``animated``.
-            background: equal to the last call's as long as everything else is unchanged.
+            background: what else is in the picture; equal only to that of an equal rest.
             alt: the new alt text.
         """
         start = time.perf_counter()
         canvas: Any = self.figure.canvas
-        if background != self._key or self._background is None:
+        pixels = self._backgrounds.pop(background, None)
+        if pixels is None:
             canvas.draw()
-            self._background = canvas.copy_from_bbox(self.figure.bbox)
-            self._key = background
+            pixels = canvas.copy_from_bbox(self.figure.bbox)
         else:
-            canvas.restore_region(self._background)
+            canvas.restore_region(pixels)
+        self._backgrounds[background] = pixels
+        if len(self._backgrounds) > _BACKGROUNDS:
+            del self._backgrounds[next(iter(self._backgrounds))]
         for artist in moving:
             self.figure.draw_artist(artist)
         drawn = time.perf_counter()

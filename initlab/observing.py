@@ -45,38 +45,31 @@ _WRITES = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "_
 class Record:
     """A site while it is being measured."""
 
-    __slots__ = (
-        "backward", "channels_first", "cosine", "dead", "depth", "effective_rank", "fan_in",
-        "fan_out", "forward", "histogram", "kind", "module", "name", "note", "op", "parameter",
-        "reads", "saturated", "shape", "weight", "weight_grad", "weight_id", "weight_shape",
-        "zeros",
-    )  # fmt: skip
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    reads: tuple[str, ...] = ()
+    channels_first: bool = False
+    forward: Stats | None = None
+    backward: Stats | None = None
+    zeros: float | None = None
+    dead: float | None = None
+    saturated: float | None = None
+    parameter: str | None = None
+    weight: Stats | None = None
+    weight_grad: Stats | None = None
+    weight_shape: tuple[int, ...] | None = None
+    fan_in: float | None = None
+    fan_out: float | None = None
+    histogram: Histogram | None = None
+    cosine: float | None = None
+    effective_rank: float | None = None
+    note: str | None = None
 
-    def __init__(self, name: str, module: str, op: str, kind: Kind, depth: int) -> None:
-        self.name = name
-        self.module = module
-        self.op = op
+    def __init__(self, kind: Kind, op: str, module: str, depth: int) -> None:
         self.kind: Kind = kind
+        self.op = op
+        self.module = module
         self.depth = depth
-        self.shape: tuple[int, ...] = ()
-        self.reads: tuple[str, ...] = ()
-        self.channels_first = False
-        self.forward: Stats | None = None
-        self.backward: Stats | None = None
-        self.zeros: float | None = None
-        self.dead: float | None = None
-        self.saturated: float | None = None
-        self.parameter: str | None = None
-        self.weight_id: int | None = None
-        self.weight: Stats | None = None
-        self.weight_grad: Stats | None = None
-        self.weight_shape: tuple[int, ...] | None = None
-        self.fan_in: float | None = None
-        self.fan_out: float | None = None
-        self.histogram: Histogram | None = None
-        self.cosine: float | None = None
-        self.effective_rank: float | None = None
-        self.note: str | None = None
 
     def receive_forward(self, stats: Stats, zeros: float | None) -> None:
         self.forward, self.zeros = stats, zeros
@@ -151,6 +144,7 @@ class Observer(TorchFunctionMode):
         self._writes: dict[Any, bool] = {}
         self._frames = [_Frame("", None, "plain", 0)]
         self._handles: list[Any] = []
+        self._users: dict[int, list[Record]] = {}
         self._known: dict[int, tuple[nn.Module, str, str]] = {}
         self._thread = get_ident()
         self._handlers = {
@@ -415,7 +409,7 @@ class Observer(TorchFunctionMode):
         return self._recomputed.setdefault(_section(), [])
 
     def _new_record(self, kind: Kind, op: str, module: str) -> Record:
-        return Record("", module, op, kind, self._depth)
+        return Record(kind, op, module, self._depth)
 
     def _add(
         self, tensor: Tensor, operation: Operation, name: str, call: Call, *, module: str
@@ -452,7 +446,8 @@ class Observer(TorchFunctionMode):
         if not self.in_backward:
             zeros = not self._wanted.moments_only
             self._meter.add(tensor.detach(), axis, zeros, record.receive_forward)
-            self._measure_options(tensor, axis, record)
+            if self._wanted.histogram or self._wanted.geometry:
+                self._measure_options(tensor, axis, record)
         if not self._wanted.backward:
             return
         if tensor.requires_grad:
@@ -475,14 +470,16 @@ class Observer(TorchFunctionMode):
     def _receive_gradient(self, record: Record, axis: int | None, gradient: Tensor) -> None:
         if not self.in_backward:  # the model differentiates something on its own
             return
-        reason = why_opaque(gradient)
-        if reason is None:
+        if gradient.layout is torch.strided:
             self._meter.add(gradient.detach(), axis, False, record.receive_backward)
         else:
-            record.backward, record.note = unmeasured(gradient), reason
+            record.backward, record.note = unmeasured(gradient), why_opaque(gradient)
 
     def _batch_axis(self, tensor: Tensor) -> int | None:
         """The dimension that holds the samples: batch_dim, or the first where it was folded in."""
+        shape = tensor.shape
+        if self._batch_dim == 0 and shape and shape[0] == self._batch_size:
+            return 0
         for axis in (self._batch_dim, 0):
             if -tensor.ndim <= axis < tensor.ndim:
                 size = tensor.shape[axis]
@@ -556,7 +553,7 @@ class Observer(TorchFunctionMode):
         return (f"{path}.{leaf}" if path else leaf), path
 
     def _describe_weight(self, record: Record, weight: Tensor, parameter: Tensor | None) -> None:
-        """Statistics of the weight as it was used: of a parameter later, together with others."""
+        """Statistics of the weight as it is used: of a parameter once, for all its sites."""
         record.weight_shape = tuple(weight.shape)
         if parameter is not None and self._owners.get(id(parameter)):
             path, leaf = self._owners[id(parameter)][0]
@@ -564,7 +561,10 @@ class Observer(TorchFunctionMode):
         if self.in_backward or why_opaque(weight) is not None:
             return
         if parameter is not None and _same_numbers(weight, parameter):
-            record.weight_id = id(parameter)
+            if id(parameter) not in self._users:
+                self._users[id(parameter)] = users = []
+                self._meter.add(parameter.detach(), None, False, _to_all(users, "weight"))
+            self._users[id(parameter)].append(record)
             return
         self._meter.add(weight.detach(), None, False, record.receive_weight)
         if self._wanted.backward and weight.requires_grad:
@@ -578,21 +578,15 @@ class Observer(TorchFunctionMode):
         found = [p for p in self._parameters.values() if p.requires_grad]
         return found + list(self.leaves.values())
 
-    def measure_weights(self, gradients: dict[int, Tensor]) -> None:
-        """Statistics of every parameter that a site used, and of its gradient, once each."""
-        users: dict[int, list[Record]] = {}
-        for record in self.records:
-            if record.weight_id is not None:
-                users.setdefault(record.weight_id, []).append(record)
-        for key, records in users.items():
-            weight = self._parameters[key].detach()
-            self._meter.add(weight, None, False, _to_all(records, "weight"))
+    def measure_weight_gradients(self, gradients: dict[int, Tensor]) -> None:
+        """Statistics of the gradient of every parameter that a site used, once each."""
+        for key, users in self._users.items():
             gradient = gradients.get(key)
             if gradient is None:
                 continue
             if gradient.layout is not torch.strided:
                 gradient = gradient.to_dense()
-            self._meter.add(gradient.detach(), None, False, _to_all(records, "weight_grad"))
+            self._meter.add(gradient.detach(), None, False, _to_all(users, "weight_grad"))
 
     # ------------------------------------------------------------ origins
 

@@ -238,7 +238,7 @@ class Panel:
         """A ridgeline: one density per layer, each over its own range, from first to last."""
         self.clear_moving()
         self._dress(VIEWS["histograms"], "", 1, (0, 1))
-        self.background = ("histograms", id(trace))
+        self.background = ("histograms", object())  # equal to no other
         sites = [site for site in trace if site.kind == "affine" and site.histogram is not None]
         shown = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, 12).astype(int))]
         spread = max([site.forward.std for site in shown if site.histogram] or [1.0])

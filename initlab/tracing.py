@@ -57,7 +57,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from initlab.errors import unknown_name
-from initlab.measuring import Histogram, Stats
+from initlab.measuring import Histogram, Stats, quick
 from initlab.observing import HIDDEN, Observer, Record, Wanted
 from initlab.preserving import is_lazy, preserved
 from initlab.sites import Site, Trace
@@ -138,8 +138,6 @@ def trace(
                 scalar, num_classes = _loss(signal, target, loss_fn)
                 if backward:
                     _backward(observer, copies, signal, scalar, probe, seed)
-                else:
-                    observer.measure_weights({})
                 observer.finish()
                 sites = tuple(_site(r, i, backward) for i, r in enumerate(observer.records))
             finally:
@@ -455,7 +453,7 @@ def _backward(
     finally:
         observer.in_backward = False
     found = {id(p): g for p, g in zip(leaves, gradients, strict=True) if g is not None}
-    observer.measure_weights(found)
+    observer.measure_weight_gradients(found)
 
 
 def _cotangent(signal: Tensor, probe: Probe, seed: int) -> Tensor:
@@ -505,7 +503,8 @@ def _site(record: Record, index: int, backward: bool) -> Site:
     fan_in, fan_out = (None if f is None or f != f else f for f in (record.fan_in, record.fan_out))
     reached = record.backward is not None if backward else None
     assert record.forward is not None
-    return Site(
+    return quick(
+        Site,
         index=index,
         name=record.name,
         module=record.module,

@@ -27,7 +27,7 @@ def test_a_blitted_update_equals_a_full_redraw_pixel_for_pixel():
     live = LiveFigure(picture)
     first = shown(live, panel, start)
     blitted = shown(live, panel, moved)
-    live._background = None
+    live._backgrounds.clear()
     redrawn = shown(live, panel, moved)
     assert not np.array_equal(first, blitted)
     np.testing.assert_array_equal(blitted, redrawn)
@@ -48,7 +48,7 @@ def test_every_step_of_the_explorer_equals_a_full_redraw():
     for name, value in steps:  # fmt: skip
         explorer.controls[name].value = value
         blitted = pixels(explorer.live.png)
-        explorer.live._background = None
+        explorer.live._backgrounds.clear()
         explorer._draw()
         np.testing.assert_array_equal(blitted, pixels(explorer.live.png))
         assert explorer.status in explorer.live.alt

@@ -90,11 +90,11 @@ class Explorer:
             )
 
     def changes(self, action, timeout=20_000):
-        """Act, and wait until the picture or the status is another."""
-        self.settles()  # picture and status of the last change arrive one after the other
+        """Act, and wait until the picture or the status is another and they agree."""
         seen = self.page.evaluate(SEEN)
         action()
         self.page.wait_for_function(f"seen => ({SEEN})() !== seen", arg=seen, timeout=timeout)
+        self.page.wait_for_function(AGREE, timeout=timeout)
 
     def settles(self):
         """Wait until nothing has changed for a while."""
@@ -106,6 +106,10 @@ class Explorer:
 SEEN = """() => document.querySelector('.initlab-explorer img').src
     + document.querySelector('.initlab-status').textContent"""
 
+# Picture and status arrive one after the other; a dimmed picture is of an earlier state.
+AGREE = """() => document.querySelector('.initlab-explorer .initlab-dimmed')
+    || document.querySelector('.initlab-explorer img').alt.includes(
+        document.querySelector('.initlab-status').textContent.trim())"""
 ASK_KERNEL = """async expression => {
     const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
     const reply = await kernel.requestExecute(
