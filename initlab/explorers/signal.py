@@ -84,7 +84,8 @@ class SignalExplorer(widgets.VBox):
         self._newest = 0
         self._writer: int | None = None  # the thread that writes the controls, if one does
         self._pinned: tuple[str, Trace] | None = None
-        self.trace: Trace | None = None
+        self._seen: Trace | None = None
+        self._seen_whole = False
         self.prediction: Prediction | None = None
         self.timing: dict[str, float] = {}
         self.figure = Picture(11.0, 3.7)
@@ -200,6 +201,18 @@ class SignalExplorer(widgets.VBox):
             self._refresh()
 
     @property
+    def trace(self) -> Trace | None:
+        """The latest measurement, every statistic of it; None while there is an error.
+
+        What a moving slider does not show is measured when it is asked for.
+        """
+        with self._lock:
+            if self._seen is not None and not self._seen_whole:
+                with _one_thread(self._experiment):
+                    self._measure(whole=True)
+            return self._seen
+
+    @property
     def status(self) -> str:
         """The text of the status line."""
         return self._text
@@ -219,11 +232,9 @@ class SignalExplorer(widgets.VBox):
     def pin(self) -> None:
         """Keep the present curves as ghosts; a second call lets them go."""
         with self._lock:
-            if self._pinned is not None or self.trace is None:
-                self._pinned = None
-            else:
-                now = self._experiment
-                self._pinned = (f"pinned: {now.activation}, {now.scheme}", self.trace)
+            ghost = self.trace if self._pinned is None else None
+            label = f"pinned: {self._experiment.activation}, {self._experiment.scheme}"
+            self._pinned = None if ghost is None else (label, ghost)
             self._draw()
 
     def resample(self) -> None:
@@ -335,22 +346,32 @@ class SignalExplorer(widgets.VBox):
                 self._say("Computing …")
             start = time.perf_counter()
             with _one_thread(self._experiment):
-                self.trace = self._experiment.run(
-                    histogram=self.controls["right"].value == "histograms",
-                    geometry=self.controls["right"].value == "cosine",
-                )
+                self._measure(whole=self._draws_more_than_moments())
             self.prediction = self._experiment.predict()
             self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
             self._draw()
         except Exception as error:  # a callback's exception would be shown nowhere
             self._fail(f"{type(error).__name__}: {error}")
 
+    def _draws_more_than_moments(self) -> bool:
+        right, quantity = self.controls["right"].value, self.controls["quantity"].value
+        return right not in ("backward", "weight_grad") or quantity == "across_samples_var"
+
+    def _measure(self, *, whole: bool) -> None:
+        """Trace the experiment: whole, or in two thirds of the time the moments alone."""
+        self._seen = self._experiment.run(
+            statistics="all" if whole else "moments",
+            histogram=self.controls["right"].value == "histograms",
+            geometry=self.controls["right"].value == "cosine",
+        )
+        self._seen_whole = whole
+
     def _draw(self) -> None:
-        if self.trace is None or self.prediction is None:
+        if self._seen is None or self.prediction is None:
             return
         start = time.perf_counter()
         quantity = self.controls["quantity"].value
-        words = finding(self._experiment, self.trace, self.prediction, quantity)
+        words = finding(self._experiment, self._seen, self.prediction, quantity)
         right = self.controls["right"].value
         self._update_panel(self._panels[0], "forward")
         self._update_panel(self._panels[1], right)
@@ -365,12 +386,12 @@ class SignalExplorer(widgets.VBox):
         self._fill_folds()
 
     def _update_panel(self, panel: Panel, what: str) -> None:
-        assert self.trace is not None
+        assert self._seen is not None
         if what == "histograms":
-            panel.histograms(self.trace)
+            panel.histograms(self._seen)
             return
         if what == "units":
-            panel.update(what, measured=unit_curves(self.trace), depth=self._experiment.depth)
+            panel.update(what, measured=unit_curves(self._seen), depth=self._experiment.depth)
             return
         quantity = self.controls["quantity"].value
         pinned = None
@@ -381,7 +402,7 @@ class SignalExplorer(widgets.VBox):
                 pinned = None
         panel.update(
             what,
-            measured=[curve(self.trace, what, quantity, "measured")],
+            measured=[curve(self._seen, what, quantity, "measured")],
             theory=self._theory(what, quantity),
             pinned=pinned,
             quantity=quantity,
@@ -397,7 +418,7 @@ class SignalExplorer(widgets.VBox):
         return theory if np.isfinite(theory.values).any() else None
 
     def _readout(self) -> list[dict[str, Any]]:
-        assert self.trace is not None
+        assert self._seen is not None
         views = ("forward", self.controls["right"].value)
         parts = []
         for box, panel, what in zip(self.live.boxes(), self._panels, views, strict=True):
@@ -406,12 +427,12 @@ class SignalExplorer(widgets.VBox):
         return parts
 
     def _readout_rows(self, what: str) -> list[list[Any]]:
-        assert self.trace is not None
+        assert self._seen is not None
         if what == "units":
-            curves = unit_curves(self.trace)
+            curves = unit_curves(self._seen)
         else:
             quantity = self.controls["quantity"].value
-            curves = [curve(self.trace, what, quantity, "measured"), self._theory(what, quantity)]
+            curves = [curve(self._seen, what, quantity, "measured"), self._theory(what, quantity)]
         shown = [each for each in curves if each is not None and len(each.layers)]
         if not shown:
             return []
@@ -427,8 +448,8 @@ class SignalExplorer(widgets.VBox):
         """Write the table and the code where they are open; hidden, they cost nothing."""
         _, table, code = self._folds
         with self._lock, self._quietly():
-            if table.selected_index is not None and self.trace is not None:
-                self._table.value = _numbers(self.trace, self.prediction)
+            if table.selected_index is not None and (trace := self.trace) is not None:
+                self._table.value = _numbers(trace, self.prediction)
             if code.selected_index is not None:
                 self._code.value = self.code()
                 self._share.value = self._experiment.share()
@@ -442,7 +463,7 @@ class SignalExplorer(widgets.VBox):
     def _fail(self, text: str) -> None:
         """Say what is wrong, and show the picture as out of date."""
         self._text = text
-        self.trace = self.prediction = None
+        self._seen = self.prediction = None
         self._status.value = (
             f'<div role="alert" style="line-height: 1.4; color: var(--jp-error-color0, #a00)">'
             f"⚠ {html.escape(text)}</div>"
