@@ -93,12 +93,14 @@ def measure(page: Any, log: Path, presses: int) -> tuple[dict[str, list[float]],
     """Milliseconds per control, and of them those of each part of the kernel's work."""
     ours = page.locator(".initlab-explorer")
     back_and_forth = ("ArrowRight", "ArrowLeft")
+    sweep = ("ArrowLeft",) * 6 + ("ArrowRight",) * 6  # as a hand moves it, within one axis
     controls = {
-        "depth slider": (ours.locator(".noUi-handle").nth(0), OUR_PICTURE, back_and_forth),
+        "depth slider": (ours.locator(".noUi-handle").nth(0), OUR_PICTURE, sweep),
+        "depth, axis jumps": (ours.locator(".noUi-handle").nth(0), OUR_PICTURE, back_and_forth),
         "width slider": (ours.locator(".noUi-handle").nth(1), OUR_PICTURE, back_and_forth),
         "scheme menu": (ours.locator("select").nth(0), OUR_PICTURE, ("ArrowUp", "ArrowDown")),
         "activation menu": (ours.locator("select").nth(1), OUR_PICTURE, ("ArrowUp", "ArrowDown")),
-        "plt.show()": (page.locator(".noUi-handle").last, THEIR_PICTURE, back_and_forth),
+        "plt.show()": (page.locator(".noUi-handle").last, THEIR_PICTURE, sweep),
     }
     times: dict[str, list[float]] = {name: [] for name in controls}
     parts: dict[str, dict] = {name: {} for name in controls}
