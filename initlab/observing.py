@@ -43,7 +43,7 @@ _WRITES = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "_
 
 
 class Record:
-    """A site while it is being measured."""
+    """A site while it is being measured; what it has in common with ``Site`` has the same name."""
 
     name: str = ""
     shape: tuple[int, ...] = ()
@@ -51,9 +51,9 @@ class Record:
     channels_first: bool = False
     forward: Stats | None = None
     backward: Stats | None = None
-    zeros: float | None = None
-    dead: float | None = None
-    saturated: float | None = None
+    zero_fraction: float | None = None
+    dead_fraction: float | None = None
+    saturated_fraction: float | None = None
     parameter: str | None = None
     weight: Stats | None = None
     weight_grad: Stats | None = None
@@ -72,7 +72,7 @@ class Record:
         self.depth = depth
 
     def receive_forward(self, stats: Stats, zeros: float | None) -> None:
-        self.forward, self.zeros = stats, zeros
+        self.forward, self.zero_fraction = stats, zeros
 
     def receive_backward(self, stats: Stats, zeros: float | None) -> None:
         self.backward = stats
@@ -84,7 +84,7 @@ class Record:
         self.weight_grad = stats
 
     def receive_units(self, dead: float, saturated: float | None) -> None:
-        self.dead, self.saturated = dead, saturated
+        self.dead_fraction, self.saturated_fraction = dead, saturated
 
 
 class _Origin(NamedTuple):

@@ -31,7 +31,7 @@ Subject = Trace | Prediction
 
 # Okabe & Ito 2008: told apart by all common kinds of colour vision.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-PURPLE, SKY, YELLOW, BLACK, GREY = "#CC79A7", "#56B4E9", "#E69F00", "#222222", "#8a8a8a"
+PURPLE, SKY, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#E69F00", "#222222"
 _CYCLE = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (YELLOW, "v"))
 
 HEALTHY = (0.1, 10.0)

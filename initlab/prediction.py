@@ -131,11 +131,11 @@ def predict(experiment: Predictable) -> Prediction:
     Raises:
         ValueError, TypeError: as for the experiment's own fields.
     """
-    chosen = scheme(experiment.scheme, **(experiment.scheme_params or {}))
+    chosen, gain, bias = prescribed(experiment)
     reason = _silent(experiment, chosen)
     if reason:
         return Prediction((), reason)
-    layers = _layers(experiment, chosen)
+    layers = _layers(experiment, chosen, gain, bias)
     groups = _input_second_moments(
         experiment.data, experiment.batch_size, experiment.sizes[0], experiment.data_seed
     )
@@ -144,6 +144,13 @@ def predict(experiment: Predictable) -> Prediction:
     forward = _mean_columns([run[0] for run in runs])
     backward = _mean_columns([run[1] for run in runs])
     return Prediction(tuple(_sites(layers, forward, backward)))
+
+
+def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
+    """An experiment's scheme, and the gain and the bias with which it is used there."""
+    chosen = scheme(experiment.scheme, **(experiment.scheme_params or {}))
+    gain = chosen.gain_with(experiment.activation) if experiment.gain is None else experiment.gain
+    return chosen, gain, chosen.bias if experiment.bias is None else experiment.bias
 
 
 def _silent(experiment: Predictable, chosen: Scheme) -> str:
@@ -161,33 +168,29 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
     return ""
 
 
-def _layers(experiment: Predictable, chosen: Scheme) -> list[_Layer]:
-    used_gain = experiment.gain
-    if used_gain is None:
-        used_gain = chosen.gain_with(experiment.activation)
+def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[_Layer]:
     sizes = experiment.sizes
     layers = []
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         head = experiment.has_head and index == len(sizes) - 1
-        variance = chosen.weight_std(fan_in, fan_out, used_gain) ** 2
+        variance = chosen.weight_std(fan_in, fan_out, gain) ** 2
         layers.append(
             _Layer(
                 "head" if head else f"linear{index}",
                 None if head else f"act{index}",
                 fan_in * variance,
                 fan_out * variance,
-                _bias_variance(experiment, chosen, fan_in),
+                _bias_variance(bias, experiment.bias_std, fan_in),
             )
         )
     return layers
 
 
-def _bias_variance(experiment: Predictable, chosen: Scheme, fan_in: int) -> float:
-    kind = chosen.bias if experiment.bias is None else experiment.bias
-    if kind == "pytorch_default":
+def _bias_variance(bias: Any, bias_std: float | None, fan_in: int) -> float:
+    if bias == "pytorch_default":
         return 1 / (3 * fan_in)
-    if kind == "normal":
-        return float(experiment.bias_std or 0.0) ** 2
+    if bias == "normal":
+        return float(bias_std or 0.0) ** 2
     return 0.0
 
 

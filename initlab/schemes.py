@@ -33,10 +33,6 @@ class Fans:
     gain: float
     rows: int
 
-    @property
-    def columns(self) -> float:
-        return self.fan_in
-
 
 @dataclass(frozen=True)
 class Parameter:
@@ -310,7 +306,7 @@ def _fan_in_uniform_std(fans: Fans) -> float:
 
 def _orthogonal_std(fans: Fans) -> float:
     """Rows or columns of norm gain: entries of variance gain²/max(rows, columns)."""
-    return fans.gain / math.sqrt(max(fans.rows, fans.columns))
+    return fans.gain / math.sqrt(max(fans.rows, fans.fan_in))
 
 
 def _check_uniform(*, low: float, high: float) -> None:

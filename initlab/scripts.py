@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from initlab.activations import Elementwise, activation
 from initlab.data import DIGITS
-from initlab.prediction import Predictable
-from initlab.schemes import bias_code, scheme
+from initlab.prediction import Predictable, prescribed
+from initlab.schemes import bias_code
 
 _ELEMENTWISE = {"sin": "torch.sin(z)", "erf": "torch.erf(z)", "relu_squared": "torch.relu(z) ** 2"}
 
@@ -146,11 +146,9 @@ def _head(experiment: Scriptable) -> str:
 
 
 def _initialize(experiment: Scriptable) -> str:
-    chosen = scheme(experiment.scheme, **(experiment.scheme_params or {}))
-    gain = chosen.gain_with(experiment.activation) if experiment.gain is None else experiment.gain
-    kind: Any = chosen.bias if experiment.bias is None else experiment.bias
+    chosen, gain, bias = prescribed(experiment)
     weight = chosen.weight_code("layer.weight", gain)
-    return f"{weight}\n{bias_code('layer', kind, experiment.bias_std)}"
+    return f"{weight}\n{bias_code('layer', bias, experiment.bias_std)}"
 
 
 def _gradient(experiment: Scriptable) -> str:

@@ -50,6 +50,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -499,34 +500,16 @@ def _backward_reentrant(
 # ---------------------------------------------------------------- result
 
 
+_RECORDED = [
+    field.name
+    for field in fields(Site)
+    if field.name not in ("index", "reached", "fan_in", "fan_out")
+]
+
+
 def _site(record: Record, index: int, backward: bool) -> Site:
     fan_in, fan_out = (None if f is None or f != f else f for f in (record.fan_in, record.fan_out))
     reached = record.backward is not None if backward else None
     assert record.forward is not None
-    return quick(
-        Site,
-        index=index,
-        name=record.name,
-        module=record.module,
-        op=record.op,
-        kind=record.kind,
-        depth=record.depth,
-        shape=record.shape,
-        reads=record.reads,
-        forward=record.forward,
-        backward=record.backward,
-        reached=reached,
-        parameter=record.parameter,
-        weight=record.weight,
-        weight_grad=record.weight_grad,
-        weight_shape=record.weight_shape,
-        fan_in=fan_in,
-        fan_out=fan_out,
-        zero_fraction=record.zeros,
-        saturated_fraction=record.saturated,
-        dead_fraction=record.dead,
-        histogram=record.histogram,
-        cosine=record.cosine,
-        effective_rank=record.effective_rank,
-        note=record.note,
-    )
+    recorded = {name: getattr(record, name) for name in _RECORDED}
+    return quick(Site, index=index, reached=reached, fan_in=fan_in, fan_out=fan_out, **recorded)

@@ -5,7 +5,8 @@ Every control is an ipywidget with a ``value``, so that code drives it as a hand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
@@ -27,7 +28,21 @@ def choice(description: str, options: Iterable[Any], value: Any) -> widgets.Drop
     )
 
 
-class Number(widgets.HBox):
+class _Composite(widgets.HBox):
+    """A control made of others: while its value is written to its parts, they do not write back."""
+
+    _writing = False
+
+    @contextmanager
+    def _to_parts(self) -> Iterator[None]:
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+
+
+class Number(_Composite):
     """A slider with a number to type beside it; what is typed may lie beyond the slider's ends."""
 
     value = traitlets.Any()
@@ -60,31 +75,23 @@ class Number(widgets.HBox):
             [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
         )
         self.add_class("initlab-number")
-        self._following = False
         self.value = value
-        self.slider.observe(self._slid, "value")
-        self.text.observe(self._typed, "value")
+        self.slider.observe(self._changed, "value")
+        self.text.observe(self._changed, "value")
         self.observe(self._follow, "value")
 
-    def _slid(self, change: Any) -> None:
-        if not self._following:
-            self.value = change["new"]
-
-    def _typed(self, change: Any) -> None:
-        if not self._following:
+    def _changed(self, change: Any) -> None:
+        if not self._writing:
             self.value = change["new"]
 
     def _follow(self, change: Any) -> None:
         """Show the value in both parts; the slider stops at its ends."""
-        self._following = True
-        try:
+        with self._to_parts():
             self.text.value = self.value
             self.slider.value = min(max(self.value, self.slider.min), self.slider.max)
-        finally:
-            self._following = False
 
 
-class OptionalNumber(widgets.HBox):
+class OptionalNumber(_Composite):
     """A number that may be left to the scheme: ``value`` is None until the box is ticked."""
 
     value = traitlets.Any(None, allow_none=True)
@@ -105,27 +112,23 @@ class OptionalNumber(widgets.HBox):
             [self.box, self.number], layout=widgets.Layout(flex="1 1 260px", overflow="hidden")
         )
         self.add_class("initlab-optional")
-        self._following = False
         self.box.observe(self._changed, "value")
         self.number.observe(self._changed, "value")
         self.observe(self._follow, "value")
 
     def _changed(self, change: Any) -> None:
-        if not self._following:
+        if not self._writing:
             self.value = self.number.value if self.box.value else None
 
     def _follow(self, change: Any) -> None:
-        self._following = True
-        try:
+        with self._to_parts():
             self.box.value = self.value is not None
             self.number.layout.display = None if self.box.value else "none"
             if self.value is not None:
                 self.number.value = self.value
-        finally:
-            self._following = False
 
 
-class SchemeParameters(widgets.HBox):
+class SchemeParameters(_Composite):
     """The parameters of the chosen scheme; ``value`` is a dict, and empty where it has none."""
 
     value = traitlets.Dict()
@@ -134,7 +137,6 @@ class SchemeParameters(widgets.HBox):
         super().__init__([], layout=widgets.Layout(flex_flow="row wrap", width="100%"))
         self._scheme = ""
         self._inputs: dict[str, Any] = {}
-        self._following = False
         self.observe(self._follow, "value")
 
     def show(self, name: str) -> None:
@@ -147,29 +149,23 @@ class SchemeParameters(widgets.HBox):
             each.observe(self._changed, "value")
         self.children = tuple(self._inputs.values())
         self._scheme = name
-        self._following = True
-        try:
+        with self._to_parts():
             self.value = self._read()
-        finally:
-            self._following = False
 
     def _read(self) -> dict[str, Any]:
         return {key: each.value for key, each in self._inputs.items()}
 
     def _changed(self, change: Any) -> None:
-        if not self._following:
+        if not self._writing:
             self.value = self._read()
 
     def _follow(self, change: Any) -> None:
-        if self._following:
+        if self._writing:
             return
-        self._following = True
-        try:
+        with self._to_parts():
             for key, value in self.value.items():
                 if key in self._inputs:
                     self._inputs[key].value = value
-        finally:
-            self._following = False
 
 
 def _parameter(name: str, parameter: Parameter) -> widgets.DOMWidget:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from initlab.experiment import Experiment
 from initlab.plots import HEALTHY, Curve, curve
@@ -11,8 +10,6 @@ from initlab.prediction import Prediction
 from initlab.tracing import Trace
 
 _CURES = ("kaiming_normal", "xavier_normal", "lecun_normal", "orthogonal")
-
-
 _SUBJECTS = {
     "second_moment": "The signal",
     "var": "The variance of the signal",
@@ -80,11 +77,7 @@ def _cure(experiment: Experiment) -> str:
 
 
 def _healthy(each: Curve) -> bool:
-    return not each.note and _within(each.values.tolist())
-
-
-def _within(values: Iterable[float]) -> bool:
-    return all(HEALTHY[0] <= value <= HEALTHY[1] for value in values)
+    return not each.note and all(HEALTHY[0] <= value <= HEALTHY[1] for value in each.values)
 
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

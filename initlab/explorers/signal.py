@@ -346,16 +346,20 @@ class SignalExplorer(widgets.VBox):
                 self._say("Computing …")
             start = time.perf_counter()
             with _one_thread(self._experiment):
-                self._measure(whole=self._draws_more_than_moments())
+                self._measure(whole=self._shows_more_than_moments())
             self.prediction = self._experiment.predict()
             self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
             self._draw()
         except Exception as error:  # a callback's exception would be shown nowhere
             self._fail(f"{type(error).__name__}: {error}")
 
-    def _draws_more_than_moments(self) -> bool:
-        right, quantity = self.controls["right"].value, self.controls["quantity"].value
-        return right not in ("backward", "weight_grad") or quantity == "across_samples_var"
+    def _shows_more_than_moments(self) -> bool:
+        _, table, _ = self._folds
+        return (
+            self.controls["right"].value not in ("backward", "weight_grad")
+            or self.controls["quantity"].value == "across_samples_var"
+            or table.selected_index is not None
+        )
 
     def _measure(self, *, whole: bool) -> None:
         """Trace the experiment: whole, or in two thirds of the time the moments alone."""
