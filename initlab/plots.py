@@ -126,7 +126,7 @@ def curve(
     Backward values are divided by the output's, so that a loss and a probe can be compared.
     """
     view = VIEWS[what]
-    scale = _output_gradient(subject) if what == "backward" else 1.0
+    scale = output_gradient(subject) if what == "backward" else 1.0
     sites = [site for site in subject if site.kind in view.kinds]
     values = np.array([_value(site, view.field, quantity) for site in sites]) / scale
     layers = np.array([site.depth for site in sites])
@@ -145,7 +145,7 @@ def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:
     return math.nan if number is None else float(number)
 
 
-def _output_gradient(subject: Subject) -> float:
+def output_gradient(subject: Subject) -> float:
     """E δ² at the output: 1 where there is none, or where it is 0 or not finite."""
     if not len(subject) or subject[-1].backward is None:
         return 1.0

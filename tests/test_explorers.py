@@ -1,3 +1,4 @@
+import re
 import threading
 
 import pytest
@@ -264,3 +265,13 @@ def test_only_an_experiment_can_be_shown():
         SignalExplorer("mlp")
     with pytest.raises(TypeError, match="must be an Experiment"):
         SignalExplorer(START).experiment = None
+
+
+def test_the_table_sets_the_gradient_beside_theory_on_the_same_scale():
+    """Relative to the output's, under a loss too: the output's own row is 1, like theory's."""
+    explorer = SignalExplorer(START.replace(loss="cross_entropy"))
+    explorer._folds[1].selected_index = 0
+    row = next(part for part in explorer._table.value.split("<tr>") if "<td>output</td>" in part)
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert cells[5:7] == ["1", "1"]
+    assert explorer.trace["output"].backward.second_moment < 0.01

@@ -27,7 +27,7 @@ from initlab.explorers.controls import (
 from initlab.explorers.finding import finding
 from initlab.live import LiveFigure
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
-from initlab.plots import QUANTITIES, Curve, Panel, Picture, curve, unit_curves
+from initlab.plots import QUANTITIES, Curve, Panel, Picture, curve, output_gradient, unit_curves
 from initlab.prediction import Prediction
 from initlab.schemes import SCHEMES
 from initlab.tracing import Trace
@@ -497,9 +497,10 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
     """Every layer's numbers as an HTML table, at most 400 rows."""
     theory = {site.name: site for site in prediction or ()}
     head = (
-        "layer", "site", "E h²", "E h², theory", "variance across samples", "E δ²",
-        "E δ², theory", "weight gradient", "zeros", "not finite",
+        "layer", "site", "E h²", "E h², theory", "variance across samples",
+        "E δ², of the output's", "E δ², theory", "weight gradient", "zeros", "not finite",
     )  # fmt: skip
+    scale = output_gradient(trace)  # as in the picture: theory is relative to the output
     rows = []
     for site in trace[:_READOUT_ROWS]:
         said = theory.get(site.name)
@@ -509,7 +510,7 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
             _cell(site.forward, "second_moment"),
             _cell(said and said.forward, "second_moment"),
             _cell(site.forward, "across_samples_var"),
-            _cell(site.backward, "second_moment"),
+            _cell(site.backward, "second_moment", scale),
             _cell(said and said.backward, "second_moment"),
             _cell(site.weight_grad, "second_moment"),
             "" if site.zero_fraction is None else f"{site.zero_fraction:.0%}",
@@ -525,8 +526,8 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
     )
 
 
-def _cell(stats: Any, quantity: str) -> str:
+def _cell(stats: Any, quantity: str, scale: float = 1.0) -> str:
     if getattr(stats, "nonfinite", 0):
         return "overflow"
     value = getattr(stats, quantity, None)
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else f"{value / scale:.4g}"
