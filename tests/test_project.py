@@ -31,6 +31,7 @@ FLOORS = [
     {"observing"},
     {"sites"},
     {"theory", "finite_width", "tracing", "networks"},
+    {"propagation"},
     {"schemes"},
     {"initialize", "prediction", "diagnosis"},
     {"scripts"},
