@@ -10,9 +10,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_and_shows_its_explorer(open_and_run, notebook):
     view = open_and_run(notebook.name)
-    view.page.wait_for_function(
-        "document.querySelector('.initlab-explorer img')?.naturalWidth > 0", timeout=60_000
-    )
+    view.page.wait_for_function("document.querySelector('.initlab-explorer img')?.naturalWidth > 0")
     view.page.locator(".initlab-explorer").first.scroll_into_view_if_needed()
     view.screenshot(notebook.stem)
     handle = view.page.locator(".initlab-explorer .noUi-handle").first
