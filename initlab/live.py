@@ -122,6 +122,9 @@ _STYLE = """
 .initlab-live.initlab-dimmed img { opacity: 0.3; }
 .initlab-readout { line-height: 1.4; min-height: 1.4em; font-size: 12px; padding: 1px 6px;
   color: var(--jp-ui-font-color1, #333); font-variant-numeric: tabular-nums; }
+.initlab-sentence { line-height: 1.4; }
+.initlab-sentence[role=note] { font-size: 12px; }
+.initlab-sentence[role=alert] { color: var(--jp-error-color0, #a00); }
 .initlab-explorer .jupyter-widget-Collapse-header { background: none; border: none;
   font-weight: normal; padding: 3px 6px; }
 .initlab-explorer .jupyter-widget-Collapse-contents { border: none; padding: 2px 6px; }

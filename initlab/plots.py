@@ -39,15 +39,23 @@ HEALTHY = (0.1, 10.0)
 
 QUANTITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "second_moment": ("second moment", "what σ²_w E φ² + σ²_b propagates: how large"),
-        "var": ("variance", "over samples and units together"),
+        "second_moment": (
+            "second moment",
+            "E h² over samples and units: how large the signal is; "
+            "σ_w² E φ² + σ_b² carries it from layer to layer.",
+        ),
+        "var": (
+            "variance",
+            "Over samples and units together: the second moment without the square of the mean.",
+        ),
         "across_samples_var": (
             "variance across samples",
-            "what still tells one input from another",
+            "Over samples at each unit, averaged over units: what still tells one input "
+            "from another.",
         ),
     }
 )
-"""What can be drawn of a tensor: its name in words, and what it says."""
+"""What can be drawn of a tensor: its name in words, and a sentence on what it says."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,23 @@ def curve(
     note, end = _cut_short(sites, values, view) if view.log else ("", len(values))
     values[end:] = math.nan
     return Curve(label, layers, values, note)
+
+
+def theory_curve(
+    prediction: Prediction, what: str = "forward", quantity: str = "second_moment"
+) -> Curve | None:
+    """Theory's curve for the same picture; None where theory says nothing of it.
+
+    >>> from initlab import Experiment
+    >>> theory_curve(Experiment(depth=3, data="noise").predict(), quantity="var").values.round(2).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    if what not in ("forward", "backward"):
+        return None
+    # E h = 0 for weights of mean 0, so that variance and second moment agree.
+    known = "second_moment" if quantity == "var" else quantity
+    theory = curve(prediction, what, known, "theory")
+    return theory if np.isfinite(theory.values).any() else None
 
 
 def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:
@@ -443,7 +468,7 @@ def plot(
     measured = [curve(each, what, quantity, label) for label, each in traces.items()]
     if len(measured) >= 3 and isinstance(subject, Sequence) and _same_layers(measured):
         measured = [_fold_seeds(measured)]
-    theory = curve(predictions[0], what, quantity, "theory") if predictions else None
+    theory = theory_curve(predictions[0], what, quantity) if predictions else None
     panel.update(what, measured=measured, theory=theory, quantity=quantity)
     return ax.figure  # type: ignore[return-value]
 

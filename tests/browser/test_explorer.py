@@ -145,6 +145,10 @@ AT_REST = """() => {
         || document.querySelector('.initlab-explorer img').alt.includes(
             document.querySelector('.initlab-status').textContent.trim());
 }"""
+CLIPPED = """() => [...document.querySelectorAll('.initlab-explorer *')]
+    .filter(part => part.checkVisibility() && part.scrollWidth > part.clientWidth + 1
+        && getComputedStyle(part).overflowX !== 'visible' && part.tagName !== 'INPUT')
+    .map(part => part.outerHTML.slice(0, 120))"""
 ASK_KERNEL = """async expression => {
     const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
     const reply = await kernel.requestExecute(
@@ -270,6 +274,8 @@ def test_the_screen_fits_a_laptop_and_is_accessible(explorer, theme):
     height = shown.page.locator(".initlab-explorer").bounding_box()["height"]
     assert height <= shown.page.locator(".jp-WindowedPanel-outer").bounding_box()["height"]
     shown.open_folds()
+    assert shown.page.locator(".initlab-meaning").inner_text().startswith("E h²")
+    assert shown.page.evaluate(CLIPPED) == []
     shown.settles()
     results = Axe().run(shown.page, context=".initlab-explorer").response
     serious = [
