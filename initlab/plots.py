@@ -149,7 +149,8 @@ def theory_curve(
     """Theory's curve for the same picture; None where theory says nothing of it.
 
     >>> from initlab import Experiment
-    >>> theory_curve(Experiment(depth=3, data="noise").predict(), quantity="var").values.round(2).tolist()
+    >>> prediction = Experiment(depth=3, data="noise").predict()
+    >>> theory_curve(prediction, quantity="var").values.round(2).tolist()
     [2.0, 2.0, 2.0]
     """
     if what not in ("forward", "backward"):

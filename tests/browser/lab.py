@@ -1,5 +1,6 @@
 """A private JupyterLab in a headless Chromium, for the browser tests and benchmarks/live.py."""
 
+import ast
 import json
 import os
 import secrets
@@ -45,6 +46,13 @@ SETTINGS = {
 
 PATIENCE = 90_000
 """Milliseconds until a wait gives up: only a failure takes so long, or a very slow machine."""
+
+ASK_KERNEL = """async expression => {
+    const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
+    const reply = await kernel.requestExecute(
+        { code: '', user_expressions: { answer: expression }, store_history: false }).done;
+    return reply.content.user_expressions.answer.data['text/plain'];
+}"""
 
 Theme = Literal["light", "dark"]
 
@@ -94,6 +102,10 @@ class OpenNotebook:
         self.page.wait_for_function("window.allRan", timeout=1000 * timeout)
         complaints = self.page.locator(f"{STDERR}, {ERROR}").all_inner_texts()
         assert not complaints, "\n".join(complaints)
+
+    def kernel(self, expression: str) -> Any:
+        """The value of an expression in the notebook's kernel: anything with a literal repr."""
+        return ast.literal_eval(self.page.evaluate(ASK_KERNEL, expression))
 
     def screenshot(self, name: str) -> Path:
         SCREENSHOTS.mkdir(exist_ok=True)

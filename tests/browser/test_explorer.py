@@ -1,6 +1,5 @@
 """The main explorer as a hand and an eye meet it: JupyterLab in a real Chromium."""
 
-import ast
 import json
 import re
 
@@ -79,7 +78,7 @@ class Explorer:
 
     def kernel(self, expression):
         """The value of an expression in the notebook's kernel."""
-        return ast.literal_eval(self.page.evaluate(ASK_KERNEL, expression))
+        return self.view.kernel(expression)
 
     def press(self, control, *keys):
         """Press keys on a control once it can take them: a hidden one would lose them."""
@@ -149,12 +148,6 @@ CLIPPED = """() => [...document.querySelectorAll('.initlab-explorer *')]
     .filter(part => part.checkVisibility() && part.scrollWidth > part.clientWidth + 1
         && getComputedStyle(part).overflowX !== 'visible' && part.tagName !== 'INPUT')
     .map(part => part.outerHTML.slice(0, 120))"""
-ASK_KERNEL = """async expression => {
-    const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
-    const reply = await kernel.requestExecute(
-        { code: '', user_expressions: { answer: expression }, store_history: false }).done;
-    return reply.content.user_expressions.answer.data['text/plain'];
-}"""
 
 
 def test_every_control_moves_the_picture_by_keyboard(explorer):
