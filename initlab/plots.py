@@ -20,6 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from initlab.errors import unknown_name
@@ -220,6 +221,8 @@ class Panel:
     def __init__(self, ax: Axes, *, animated: bool = False) -> None:
         self.ax = ax
         self.animated = animated
+        self.view = ""
+        self._healthy: Text | None = None
         self.background: tuple = ()
         self.moving: list[Artist] = []
 
@@ -241,7 +244,9 @@ class Panel:
         limits = _limits(curves) if view.log else (-0.03, 1.03)
         background = (what, quantity, nice_depth(max(deepest, depth or 1)), limits)
         if background != self.background:
-            self._dress(view, quantity, *background[2:])
+            if what != self.view:
+                self._set_up(what)
+            self._set_range(quantity, *background[2:])
             self.background = background
         ends: list[_Spot] = []
         if theory is not None:
@@ -263,7 +268,8 @@ class Panel:
     def histograms(self, trace: Trace) -> None:
         """A ridgeline: one density per layer, each over its own range, from first to last."""
         self.clear_moving()
-        self._dress(VIEWS["histograms"], "", 1, (0, 1))
+        self._set_up("histograms")
+        self.ax.set_title(VIEWS["histograms"].title, loc="left", fontsize=10.5)
         self.background = ("histograms", object())  # equal to no other
         sites = [site for site in trace if site.kind == "affine" and site.histogram is not None]
         shown = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, 12).astype(int))]
@@ -360,28 +366,22 @@ class Panel:
             artist.remove()
         self.moving = []
 
-    def _dress(self, view: View, quantity: str, depth: int, limits: tuple[float, float]) -> None:
-        """Everything that stays while curves move."""
-        ax = self.ax
+    def _set_up(self, what: str) -> None:
+        """Everything that stays while one kind of picture is shown; slow, since ticks are."""
+        self.view = what
+        view, ax = VIEWS[what], self.ax
         ax.clear()
-        ax.set_title(
-            view.title.format(QUANTITIES.get(quantity, ("",))[0]), loc="left", fontsize=10.5
-        )
+        self._healthy = None
         ax.set_xlabel("layer", fontsize=9.5)
-        ax.set_xlim(0, depth * 1.02)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         if view.log:
             ax.set_yscale("log")
-            decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
-            step = next(step for step in _TICK_STEPS if decades <= 6.2 * step)
-            ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
             ax.yaxis.set_minor_locator(NullLocator())
-            if view.field in ("forward", "backward"):
-                ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
-                if math.log10(limits[1] / HEALTHY[1]) > _LABEL_HEIGHT * decades:
-                    ax.text(1.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
-                            ha="right", va="bottom", zorder=1)  # fmt: skip
-        ax.set_ylim(*limits)
+        if view.log and view.field in ("forward", "backward"):
+            ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
+            self._healthy = ax.text(0.99, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
+                                    transform=ax.get_yaxis_transform(),
+                                    ha="right", va="bottom", zorder=1)  # fmt: skip
         ax.grid(axis="y", color="#e8e8e8", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.tick_params(labelsize=9, colors="#444444")
@@ -389,6 +389,20 @@ class Panel:
             ax.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             ax.spines[side].set_color("#999999")
+
+    def _set_range(self, quantity: str, depth: int, limits: tuple[float, float]) -> None:
+        """Title and limits: what changes where a curve leaves the axes, or the quantity does."""
+        view, ax = VIEWS[self.view], self.ax
+        ax.set_title(view.title.format(QUANTITIES[quantity][0]), loc="left", fontsize=10.5)
+        ax.set_xlim(0, depth * 1.02)
+        if view.log:
+            decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
+            step = next(step for step in _TICK_STEPS if decades <= 6.2 * step)
+            ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
+            if self._healthy is not None:
+                fits = math.log10(limits[1] / HEALTHY[1]) > _LABEL_HEIGHT * decades
+                self._healthy.set_visible(fits)
+        ax.set_ylim(*limits)
 
 
 _DEPTHS = (5, 10, 20, 30, 50, 75, 100)

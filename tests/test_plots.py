@@ -155,6 +155,25 @@ def test_small_moves_leave_the_background_alone():
     assert panel.background[2] == 10
 
 
+def test_a_panel_keeps_nothing_of_what_it_showed_before(measured):
+    """Drawn after every other picture, each is the same as drawn alone."""
+    used = Panel(Picture().add_subplot())
+    wild = Experiment(depth=40, width=32, scheme="normal", data="noise").run()
+
+    def draw(panel, what):
+        if what == "histograms":
+            panel.histograms(measured)
+        else:
+            panel.update(what, measured=[curve(measured, what)], quantity="var")
+        return panel.ax.figure._repr_png_()
+
+    for what in VIEWS:
+        used.histograms(measured)
+        used.update("backward", measured=[curve(wild, "backward")])
+        used.update(what, measured=[curve(wild, what)])
+        assert draw(used, what) == draw(Panel(Picture().add_subplot()), what), what
+
+
 @pytest.mark.parametrize("depth", [1, 5, 6, 99, 100, 101, 999, 10_000, 123_456])
 def test_the_depth_axis_ends_at_a_round_number_not_far_off(depth):
     assert depth <= nice_depth(depth) <= max(5, math.ceil(2.01 * depth))
