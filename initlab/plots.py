@@ -399,9 +399,9 @@ class Panel:
             decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
             step = next(step for step in _TICK_STEPS if decades <= 6.2 * step)
             ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
-            if self._healthy is not None:
-                fits = math.log10(limits[1] / HEALTHY[1]) > _LABEL_HEIGHT * decades
-                self._healthy.set_visible(fits)
+            if self._healthy is not None:  # in a thinner zone the curve would run through its name
+                zone = math.log10(HEALTHY[1] / HEALTHY[0])
+                self._healthy.set_visible(zone > _LABEL_HEIGHT * decades)
         ax.set_ylim(*limits)
 
 

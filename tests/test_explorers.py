@@ -171,6 +171,11 @@ def test_the_share_field_restores_and_refuses(explorer):
     explorer._share.value = other.share()[:-6]
     assert "cut short" in explorer.status or "damaged" in explorer.status
     assert explorer.live.dimmed
+    assert explorer.status in explorer._share_note.value  # and beside the field
+    explorer._share.value = other.share()
+    assert explorer.experiment == other
+    assert not explorer.live.dimmed
+    assert explorer._share_note.value == ""
 
 
 def test_the_folds_show_the_numbers_and_the_code(explorer):

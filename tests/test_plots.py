@@ -115,6 +115,15 @@ def test_the_log_axis_holds_every_value_and_steps_in_whole_decades():
         assert 1.0 in ticks
 
 
+@pytest.mark.parametrize(("scale", "named"), [(1e-5, True), (1e3, True), (1e60, False)])
+def test_the_healthy_zone_is_named_where_it_is_tall_enough(scale, named):
+    panel = Panel(Picture().add_subplot())
+    panel.update("forward", measured=[Curve("", np.array([1, 2]), np.array([1.0, scale]))])
+    (text,) = panel.ax.texts
+    assert text.get_text() == "healthy"
+    assert text.get_visible() == named
+
+
 def test_a_drawing_goes_into_the_given_axes(measured):
     figure = Picture()
     ax = figure.add_subplot()

@@ -119,6 +119,7 @@ class SignalExplorer(widgets.VBox):
             continuous_update=False,
             layout=widgets.Layout(width="auto"),
         )
+        self._share_note = widgets.HTML(layout=widgets.Layout(display="none", margin="0 0 0 98px"))
         super().__init__(self._arrange())
         self.add_class("initlab-explorer")
         self._load(self._experiment)
@@ -174,7 +175,10 @@ class SignalExplorer(widgets.VBox):
         self._folds = [
             _fold("more: network, input, loss, bias, gain, seed, what is drawn", more),
             _fold("table of the same numbers", self._table),
-            _fold("PyTorch code, and a string to share", widgets.VBox([self._share, self._code])),
+            _fold(
+                "PyTorch code, and a string to share",
+                widgets.VBox([self._share, self._share_note, self._code]),
+            ),
         ]
         buttons = [
             self._button("Pin", "keep this curve for comparison; again to let it go", self.pin),
@@ -355,6 +359,13 @@ class SignalExplorer(widgets.VBox):
                 self.experiment = Experiment.from_share(text)
             except (ValueError, TypeError) as error:
                 self._fail(str(error))
+                self._note_share(str(error))  # the status may be out of sight from here
+            else:
+                self._note_share("")
+
+    def _note_share(self, text: str) -> None:
+        self._share_note.value = _sentence(f"⚠ {text}", role="alert") if text else ""
+        self._share_note.layout.display = None if text else "none"
 
     # ------------------------------------------------------------ compute and draw
 
@@ -471,6 +482,7 @@ class SignalExplorer(widgets.VBox):
             if code.selected_index is not None:
                 self._code.value = self.code()
                 self._share.value = self._experiment.share()
+                self._note_share("")
 
     def _say(self, text: str) -> None:
         self._text = text
