@@ -15,7 +15,6 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import nn
 
 from initlab import prediction, scripts
@@ -23,7 +22,7 @@ from initlab.activations import ACTIVATIONS
 from initlab.data import CLASSES, DATA, DIGITS, Batch, batch
 from initlab.errors import finite_number, positive_int, unknown_name
 from initlab.initialize import BIASES, InitReport, init_
-from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
+from initlab.networks import ARCHITECTURES, NORMS, PADDINGS, Blank
 from initlab.schemes import scheme
 from initlab.tracing import Trace, trace
 
@@ -247,8 +246,7 @@ class Experiment:
 
     def build_with_report(self) -> tuple[nn.Module, InitReport]:
         """The network, initialized, and what ``init_`` reports of it."""
-        with torch.random.fork_rng(devices=[]):  # torch's own defaults, which init_ overwrites
-            torch.manual_seed(self.weight_seed)
+        with Blank():
             options = {"padding_mode": self.padding} if self.architecture == "cnn" else {}
             model = ARCHITECTURES[self.architecture](
                 self.input_size,

@@ -5,6 +5,7 @@ import pytest
 
 from initlab import Experiment, SignalExplorer
 from initlab.explorers.signal import RIGHT_VIEWS
+from initlab.plots import QUANTITIES
 
 START = Experiment(depth=6, width=16, batch_size=32)
 
@@ -46,6 +47,21 @@ def test_every_view_draws(explorer, right, quantity):
     explorer.controls["right"].value = right
     assert not explorer.live.dimmed, explorer.status
     assert right == "backward" or explorer.live.png != before
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_what_the_chosen_measure_says_stands_beside_the_choice(explorer, quantity):
+    explorer.controls["quantity"].value = quantity
+    _, sentence = QUANTITIES[quantity]
+    assert sentence in explorer._meaning.value
+
+
+def test_no_cure_is_promised_for_what_theory_does_not_give():
+    explorer = SignalExplorer(START.replace(depth=30, scheme="xavier_normal", width=64))
+    assert "kaiming_normal keeps both" in explorer.status
+    explorer.controls["quantity"].value = "across_samples_var"
+    assert explorer.status.startswith("What tells the inputs apart vanishes")
+    assert "keeps both" not in explorer.status  # He's weights lose it as well
 
 
 def test_controls_replace_fields_of_the_experiment(explorer):
@@ -155,6 +171,11 @@ def test_the_share_field_restores_and_refuses(explorer):
     explorer._share.value = other.share()[:-6]
     assert "cut short" in explorer.status or "damaged" in explorer.status
     assert explorer.live.dimmed
+    assert explorer.status in explorer._share_note.value  # and beside the field
+    explorer._share.value = other.share()
+    assert explorer.experiment == other
+    assert not explorer.live.dimmed
+    assert explorer._share_note.value == ""
 
 
 def test_the_folds_show_the_numbers_and_the_code(explorer):

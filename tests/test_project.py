@@ -184,8 +184,9 @@ def test_drawing_and_widgets_stay_in_their_rooms(packages, rooms):
     assert not strays, strays
 
 
-def test_importing_initlab_imports_nothing_heavy():
-    code = f"import initlab, sys; print(*({HEAVY!r} & sys.modules.keys()))"
+@pytest.mark.parametrize("statement", ["import initlab", "from initlab import Experiment, trace"])
+def test_importing_initlab_imports_nothing_heavy(statement):
+    code = f"{statement}; import sys; print(*({HEAVY!r} & sys.modules.keys()))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -294,6 +295,17 @@ def test_binder_start_runs_the_server_with_one_thread():
 
 
 # ---- what is committed
+
+
+def test_make_lab_opens_a_notebook_that_exists():
+    """By address, not as an argument: JupyterLab prints the one, and forgets the other."""
+    recipe = (ROOT / "Makefile").read_text()
+    root = re.search(r"--ServerApp.root_dir=(\S+)", recipe)
+    first = re.search(r"^FIRST := (\S+)$", recipe, re.M)
+    assert root
+    assert first
+    assert "--LabApp.default_url=/lab/tree/$(FIRST)" in recipe
+    assert (ROOT / root[1] / first[1]).is_file()
 
 
 def test_no_file_names_a_machine():
