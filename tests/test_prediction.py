@@ -186,7 +186,8 @@ def test_the_measurement_of_a_wide_tanh_net_lies_near_the_prediction(name, data,
 def test_digits_start_from_their_own_second_moment():
     experiment = Experiment(depth=3, activation="tanh", data="digits")
     measured = experiment.run()["input"].forward.second_moment
-    assert predict(experiment)["input"].forward.second_moment == pytest.approx(measured, rel=1e-6)
+    # Sums of squares in float32 lose up to 1e-5.
+    assert predict(experiment)["input"].forward.second_moment == pytest.approx(measured, rel=2e-5)
 
 
 @pytest.mark.parametrize("phi", ["tanh", "relu", "sigmoid", "gelu"])
