@@ -161,6 +161,8 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
         return "No theory is drawn: normalization rescales every layer by what it measures."
     if chosen.ensemble == "constant" and chosen.weight_mean(1, 1) != 0:
         return "No theory is drawn: equal weights make all units equal, so nothing is Gaussian."
+    if chosen.ensemble == "structured":
+        return "No theory is drawn: these weights are not random enough for sums to be Gaussian."
     if chosen.weight_mean(1, 1) != 0:
         return "No theory is drawn: the theory is for weights of mean 0, and these have another."
     if isinstance(experiment.bias, int | float) and experiment.bias != 0:
