@@ -289,7 +289,7 @@ class Experiment:
             gain=self.gain,
             bias=self.bias,
             bias_std=self.bias_std,
-            seed=self.weight_seed,
+            seed=torch.Generator().manual_seed(self.weight_seed),  # as in the script of code()
             **(self.scheme_params or {}),
         )
         return model, report

@@ -235,6 +235,21 @@ class Scheme:
         """The mean of the weights: 0 but for constants, identities and shifted distributions."""
         return self.mean(self._numbers(fan_in, fan_out, gain, rows), **self.values)
 
+    def std_of(
+        self,
+        shape: Sequence[int],
+        *,
+        gain: float | None = None,
+        fan_in: float | None = None,
+        fan_out: float | None = None,
+    ) -> float:
+        """The standard deviation of a weight of this shape, with its fans if not given."""
+        return self.std(self._fans(shape, gain, fan_in, fan_out), **self.values)
+
+    def mean_of(self, shape: Sequence[int], *, gain: float | None = None) -> float:
+        """The mean of a weight of this shape."""
+        return self.mean(self._fans(shape, gain, None, None), **self.values)
+
     @property
     def bias_std(self) -> float | None:
         """The standard deviation of the normal biases that it prescribes, if it does."""
