@@ -117,35 +117,41 @@ _BLOCK = 2**16
 def measured_std(tensor: Tensor) -> float | None:
     """The population standard deviation, to a relative 1e-5; None of empty and non-float tensors.
 
-    float32 sums of squares over blocks, added up in float64, cost a twentieth of drawing normals.
+    float32 sums over blocks, added up in float64, cost a twentieth of drawing normals.
     """
     if tensor.numel() == 0 or not tensor.is_floating_point() or tensor.is_meta:
         return None
     flat = tensor.detach().reshape(-1)
     if flat.numel() > _BLOCK and flat.dtype == torch.float32:
-        whole = flat[: flat.numel() // _BLOCK * _BLOCK].view(-1, _BLOCK)
-        parts = [*whole, *([rest] if (rest := flat[whole.numel() :]).numel() else [])]
-        square = math.fsum(float(torch.linalg.vector_norm(part)) ** 2 for part in parts)
-        mean = math.fsum(float(part.sum()) for part in parts) / flat.numel()
-        variance = square / flat.numel() - mean**2
+        cut = flat.numel() // _BLOCK * _BLOCK
+        blocks = [part for part in (flat[:cut].view(-1, _BLOCK), flat[None, cut:]) if part.numel()]
+        norms = [torch.linalg.vector_norm(part, dim=1).double() for part in blocks]
+        sums = [part.sum(dim=1).double() for part in blocks]
+        mean = float(torch.cat(sums).sum()) / flat.numel()
+        variance = float(torch.cat(norms).square().sum()) / flat.numel() - mean**2
         if variance > 1e-3 * mean**2:  # else the difference is mostly rounding
             return math.sqrt(variance)
     return float(flat.double().std(correction=0))
 
 
 def standard_errors(tensor: Tensor, intended: float | None, actual: float | None) -> float | None:
-    """(actual − intended)/s.e. of the std of independent draws: σ·√((κ − 1)/4N), κ the kurtosis.
+    """(actual − intended)/s.e. of the std of N independent draws: σ·√((κ − 1)/4N), κ the kurtosis.
 
-    κ is at least a normal's 3, and otherwise the values' own; rounding counts as 1e-5.
+    κ is a normal's 3, or the values' own where that is larger and matters; rounding counts as 1e-5.
     """
     if intended is None or actual is None:
         return None
     if intended == actual:
         return 0.0
+    error = max(intended, actual) * max(1e-5, (2 * tensor.numel()) ** -0.5)
+    if abs(actual - intended) > SUSPICIOUS * error and math.isfinite(error):
+        error *= math.sqrt((_kurtosis(tensor) - 1) / 2)
+    return (actual - intended) / error
+
+
+def _kurtosis(tensor: Tensor) -> float:
+    """E(x − μ)⁴/σ⁴ of at most some 65,536 of the values, at least a normal's 3."""
     sample = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // _BLOCK)].double()
     centred = sample - sample.mean()
     square = float(centred.square().mean())
-    kurtosis = float(centred.pow(4).mean()) / square**2 if square else 3.0
-    relative = math.sqrt((max(kurtosis, 3.0) - 1) / (4 * tensor.numel()))
-    error = max(intended, actual) * max(relative, 1e-5)
-    return (actual - intended) / error if math.isfinite(error) else math.nan
+    return max(3.0, float(centred.square().square().mean()) / square**2) if square else 3.0

@@ -23,7 +23,7 @@ from initlab.model_schemes import DrawnModel
 from initlab.preserving import preserved
 from initlab.schemes import MODES, Mode, Scheme, scheme
 from initlab.surroundings import Branch, Surroundings, in_sequential, in_trace
-from initlab.tracing import trace
+from initlab.tracing import Trace, trace
 
 __all__ = ["BIASES", "InitReport", "InitRow", "init_"]
 
@@ -114,7 +114,7 @@ def init_(
     request = _Request(_resolve(scheme, mode, params), activation, gain, mode, bias, bias_std)
     generators = _Generators(seed)
     run = None if batch is None else _Batch(model, batch)
-    around = in_sequential(model) if run is None else in_trace(model, run.trace())
+    around = _look_around(model, request, run)
     slots = slots_of(model)
     _check_lazy(slots)
     choices = _choose(model, slots, request, overrides or {}, only, recurrent)
@@ -181,8 +181,8 @@ def _check_lazy(slots: Sequence[Slot]) -> None:
     for slot in slots:
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in slot.parameters):
             raise ValueError(
-                f"layer {slot.layer!r} is lazy and has no shape yet; run one batch through the "
-                "model first, or pass batch=…"
+                f"layer {(slot.layer or slot.kind)!r} is lazy and has no shape yet; run one batch "
+                "through the model first, or pass batch=…"
             )
 
 
@@ -242,7 +242,7 @@ class _Batch:
         self._kwargs = dict(batch) if isinstance(batch, Mapping) else {}
         self._args = () if self._kwargs else batch if isinstance(batch, tuple) else (batch,)
 
-    def trace(self) -> Any:
+    def trace(self) -> Trace:
         return trace(
             self._model,
             *self._args,
@@ -255,6 +255,14 @@ class _Batch:
         """One pass; parameters are what hooks write to them, all else is what it was."""
         with preserved(self._model, seed=0), torch.no_grad():
             self._model(*self._args, **self._kwargs)
+
+
+def _look_around(model: nn.Module, request: _Request, batch: _Batch | None) -> Surroundings:
+    """What a batch shows, or else the order of modules, where a gain may depend on it."""
+    if batch is not None:
+        return in_trace(model, batch.trace())
+    given = request.activation is not None or request.gain is not None
+    return Surroundings() if given else in_sequential(model)
 
 
 # ---------------------------------------------------------------- which scheme reaches what
@@ -343,7 +351,7 @@ def _by_default(slot: Slot, spec: Resolved) -> _Choice:
     """Layers get the scheme; the rest keeps what it has."""
     role = slot.part.role
     embeds = role == "embedding" and isinstance(spec, Scheme) and spec.embeddings
-    if role in (*WEIGHTS, *BIAS_ROLES) or embeds:
+    if role in (*WEIGHTS, *BIAS_ROLES, "hooked") or embeds:
         return _choice(slot, spec, False)
     reason = f"{slot.kind} keeps its own initialization"
     if role == "own":

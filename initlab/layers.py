@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-Role = Literal["weight", "recurrent", "bias", "second bias", "embedding", "kept", "own"]
+Role = Literal["weight", "recurrent", "bias", "second bias", "embedding", "hooked", "kept", "own"]
 WEIGHTS = ("weight", "recurrent")
 BIASES = ("bias", "second bias")
 Law = tuple[str, Mapping[str, float]]
@@ -52,7 +52,8 @@ class Part:
 
     Attributes:
         role: "weight", "recurrent" (from step to step), "bias", "second bias" (added to the first),
-            "embedding", "kept" (torch's own, left alone) or "own" (of a user's module).
+            "embedding", "hooked" (what a hook computes the weight from), "kept" (torch's own, left
+            alone) or "own" (of a user's module).
         fan_in: terms that one output sums up.
         fan_out: outputs that one input enters, on average over inputs.
         default: what torch fills it with, as a scheme.
@@ -208,8 +209,17 @@ def parts_of(layer: nn.Module) -> Parts:
     >>> parts_of(nn.ConvTranspose2d(64, 128, 4, stride=2))["weight"].fan_in
     256.0
     """
-    kind = next((kind for kind in type(layer).__mro__ if kind in LAYERS), None)
+    kind = _known_kind(layer)
     return {} if kind is None or not _has_shape(layer) else LAYERS[kind](layer)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether schemes can reach it."""
+    return _known_kind(module) is not None
+
+
+def _known_kind(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in type(module).__mro__ if kind in LAYERS), None)
 
 
 # ---------------------------------------------------------------- the parameters of a model
@@ -265,12 +275,12 @@ class Slot:
         return type(self.module).__name__.removeprefix("Parametrized")
 
     def layer_names(self) -> Iterator[str]:
-        """The dotted names of the layers and containers that it belongs to, aliases included."""
+        """The dotted names of the layers and containers around it, aliases included; "" is the
+        model."""
         for name in (self.name, *self.aliases):
-            parent = name.rpartition(".")[0]
-            while parent:
-                yield parent
-                parent = parent.rpartition(".")[0]
+            while name:
+                name = name.rpartition(".")[0]
+                yield name
 
     @torch.no_grad()
     def write(self, values: Tensor) -> None:
@@ -310,7 +320,7 @@ def slots_of(model: nn.Module) -> list[Slot]:
         layer = _owner(names[0])[0]
         module = modules[layer]
         parts = described[id(module)]
-        part = parts.get(key) or Part("own" if parts else _role_outside(module))
+        part = parts.get(key) or Part(_other_role(module, key, parts))
         tied = aliases[id(model.get_parameter(names[0]))][1:]
         parametrized = ".parametrizations." in f".{names[0]}"
         slots.append(Slot(layer, key, module, tuple(names), tuple(tied), part, parametrized))
@@ -333,8 +343,14 @@ def _has_shape(module: nn.Module) -> bool:
     return not any(isinstance(p, uninitialized) for p in module.parameters(recurse=False))
 
 
-def _role_outside(module: nn.Module) -> Role:
-    """Parameters of torch's other modules (norms, PReLU, …) are kept; others are their owner's."""
+def _other_role(module: nn.Module, key: str, parts: Parts) -> Role:
+    """What a parameter is that its kind of layer does not have, or whose layer is of no known kind.
+
+    Parameters of torch's other modules (norms, PReLU, …) are kept; others are their owner's.
+    """
+    if parts:
+        replaced = key.rpartition("_")[0]  # weight_v and weight_g, or weight_orig
+        return "hooked" if replaced in parts and replaced not in module._parameters else "own"
     homes = {kind.__module__ for kind in type(module).__mro__} - _NO_HOMES
     return "kept" if any(home.startswith("torch.nn.modules.") for home in homes) else "own"
 
@@ -344,27 +360,16 @@ _NO_HOMES = {"torch.nn.modules.module", "torch.nn.modules.container"}
 
 def why_untouchable(slot: Slot) -> str:
     """Why the tensor cannot be drawn in place; an empty string where it can."""
-    layer = f"layer {slot.layer!r}" if slot.layer else "the layer"
     for parameter in slot.parameters:
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            return f"{layer} is lazy and has no shape yet; run one batch through the model first"
-        if parameter.is_meta:
-            return (
-                f"{layer} is on the meta device and has no memory; "
-                "model.to_empty(device=…) gives it some"
-            )
         if not (parameter.is_floating_point() or parameter.is_complex()):
             return f"parameter {slot.name!r} is of {parameter.dtype}: only floats can be drawn"
-    if slot.parametrized:
-        return _why_not_assignable(slot)
-    if slot.key.removesuffix("_v").removesuffix("_g") != slot.key and slot.part.role != "weight":
-        hooks = slot.module._forward_pre_hooks.values()
-        if any(type(hook).__name__ == "WeightNorm" for hook in hooks):
-            return (
-                f"{layer} uses the old torch.nn.utils.weight_norm, which computes its weight from "
-                "weight_g and weight_v; use torch.nn.utils.parametrizations.weight_norm"
-            )
-    return ""
+    if slot.part.role == "hooked":
+        return (
+            f"parameter {slot.name!r}: a hook computes the layer's own from it (the old "
+            "torch.nn.utils.weight_norm or spectral_norm, or pruning), so that what is drawn would "
+            "not be what is used; initialize first, or use torch.nn.utils.parametrizations"
+        )
+    return _why_not_assignable(slot) if slot.parametrized else ""
 
 
 def _why_not_assignable(slot: Slot) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from initlab.activations import ACTIVATIONS, Activation
 from initlab.activations import activation as resolve_activation
-from initlab.layers import parts_of
+from initlab.layers import is_layer
 from initlab.sites import Site, Trace
 
 Found = nn.Module | Activation | str
@@ -62,7 +62,7 @@ def in_sequential(model: nn.Module) -> Surroundings:
     chain: list[tuple[str, nn.Module]] = []
     if not _flatten_sequential(model, "", chain):
         return Surroundings()
-    layers = [name for name, module in chain if parts_of(module)]
+    layers = [name for name, module in chain if is_layer(module)]
     return Surroundings(
         before=dict(_neighbours(chain[::-1])), after=dict(_neighbours(chain)), order=tuple(layers)
     )
@@ -76,13 +76,13 @@ def _flatten_sequential(module: nn.Module, path: str, chain: list[tuple[str, nn.
             for key, child in module.named_children()
         )
     chain.append((path, module))
-    return bool(parts_of(module)) or not list(module.children())
+    return is_layer(module) or not list(module.children())
 
 
 def _neighbours(chain: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Found]]:
     """The next activation in the chain after each layer; identity before another layer or none."""
     for position, (name, module) in enumerate(chain):
-        if parts_of(module):
+        if is_layer(module):
             rest = (each for _, each in chain[position + 1 :] if not isinstance(each, _PASSED_OVER))
             found = _as_activation(next(rest, nn.Identity()))
             if found is not None:
@@ -91,7 +91,7 @@ def _neighbours(chain: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, F
 
 def _as_activation(module: nn.Module) -> Found | None:
     """The module where it is an activation, identity where it is a layer, else None."""
-    if parts_of(module):
+    if is_layer(module):
         return "identity"
     try:
         resolve_activation(module)
