@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from initlab.errors import unknown_name
+from initlab.expectations import gaussian_expectation, pair_expectation
 
 ElementwiseFunction = Callable[[Tensor], Tensor]
 Saturates = Literal["none", "low", "high", "both"]
@@ -43,6 +44,23 @@ class Moments:
     @property
     def variance(self) -> float:
         return self.second_moment - self.mean**2
+
+
+@dataclass(frozen=True)
+class PairMoments:
+    """Gaussian moments of an activation at two pre-activations u, v of variance q, correlation c.
+
+    ``product`` is E φ(u)φ(v), ``gap`` is E φ² − E φ(u)φ(v) without cancellation, ``slope_product``
+    E φ'(u)φ'(v). The last three say how much these fluctuate at finite width: E φ(u)²φ(v)²,
+    E φ(u)³φ(v) and E φ'(u)²φ'(v)².
+    """
+
+    product: float
+    gap: float
+    slope_product: float
+    square_product: float
+    cube_product: float
+    slope_square_product: float
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,29 @@ class Activation:
             raise ValueError(f"q={q} must be a finite variance of at least 0")
         return _moments(self, float(q))
 
+    def pair_moments(self, q: float, decorrelation: float) -> PairMoments:
+        """The moments of two pre-activations of variance q and correlation 1 − ``decorrelation``.
+
+        Closed forms for positively homogeneous φ (relu: Cho and Saul 2009), else quadrature to
+        1e-8 or better. Takes 1 − c, so that its digits survive where deep networks bring c to 1.
+
+        Raises:
+            ValueError: q is not above 0 and finite, or ``decorrelation`` lies outside [0, 2].
+
+        >>> round(ACTIVATIONS["relu"].pair_moments(2.0, 1.0).product, 6)  # independent: 1/π
+        0.31831
+        """
+        if not (math.isfinite(q) and q > 0):
+            raise ValueError(f"q={q} must be a finite variance above 0")
+        if not 0 <= decorrelation <= 2:
+            raise ValueError(f"decorrelation={decorrelation} must be 1 − c, in [0, 2]")
+        return _pair_moments(self, float(q), float(decorrelation))
+
+    @property
+    def homogeneous(self) -> tuple[float, float] | None:
+        """(a, b) where φ(z) = a·z for z > 0 and b·z for z < 0 (relu: (1, 0)), else None."""
+        return _homogeneous(self.function)
+
 
 class Elementwise(nn.Module):
     """The module of an activation for which torch has none: one site in a trace."""
@@ -108,97 +149,19 @@ class Elementwise(nn.Module):
         return self.activation.name
 
 
-# ---------------------------------------------------------------- Gaussian expectations
-
-_ORDER = 24
-_ENDS = np.array([-1 + 1e-9, 1 - 1e-9])  # just inside a panel, so that a kink at its edge is none
-_REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
-_ROUNDS = 30
-_MOST_PANELS = 4096
-
-
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes and weights of a panel, and the map from values at the nodes to what is unresolved.
-
-    That is the 3 highest Legendre coefficients, and what the interpolating polynomial misses at
-    either end, where no Gauss node would see a kink; it weighs as much as the part without nodes.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
-    degrees = np.arange(_ORDER)
-    to_coefficients = weights[:, None] * np.polynomial.legendre.legvander(nodes, _ORDER - 1)
-    to_coefficients *= (2 * degrees + 1) / 2
-    at_ends = np.polynomial.legendre.legvander(_ENDS, _ORDER - 1)
-    missed = np.concatenate([-to_coefficients @ at_ends.T, np.eye(2)]) * (1 - nodes[-1])
-    tail = np.concatenate([to_coefficients[:, -3:], np.zeros((2, 3))])
-    return (
-        np.concatenate([nodes, _ENDS]),
-        np.concatenate([weights, [0, 0]]),
-        np.concatenate([tail, missed], axis=1),
-    )
-
-
-_NODES, _WEIGHTS, _UNRESOLVED = _gauss_legendre()
-
-
-def gaussian_expectation(
-    integrands: Callable[[np.ndarray], np.ndarray], q: float, kinks: tuple[float, ...] = ()
-) -> np.ndarray:
-    """E f(x) for x ~ N(0, q) and each of the k functions f, by adaptive Gauss-Legendre panels.
-
-    Args:
-        integrands: maps x of shape (n,) to values of shape (k, n), float64.
-        q: variance of x, above 0.
-        kinks: points where a function or its derivative jumps; others are found by bisection.
-
-    Returns:
-        Array of shape (k,).
-    """
-    scale = math.sqrt(q)
-    edges = _panel_edges(scale, kinks)
-    low, high = edges[:-1], edges[1:]
-    total: np.ndarray | float = 0.0
-    size: Any = None
-    for last in (*[False] * _ROUNDS, True):
-        half = (high - low) / 2
-        z = (low + half)[:, None] + half[:, None] * _NODES
-        density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
-            values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
-            parts = (values @ _WEIGHTS) * half
-            rough = np.abs(values @ _UNRESOLVED).max(axis=-1) * half
-        if size is None:
-            size = np.abs(parts).sum(axis=1)
-        bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
-        bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
-        if last or not bad.any() or bad.sum() > _MOST_PANELS:
-            return total + parts.sum(axis=1)
-        total = total + parts[:, ~bad].sum(axis=1)
-        middle = (low[bad] + high[bad]) / 2
-        low, high = np.concatenate([low[bad], middle]), np.concatenate([middle, high[bad]])
-    raise AssertionError("unreachable: the last round returns")
-
-
-def _panel_edges(scale: float, kinks: tuple[float, ...]) -> np.ndarray:
-    """Panel edges in z: unit steps, the kinks, and steps that double away from the kinks.
-
-    The doubling resolves what φ does on its own scale of x = scale·z when scale is huge.
-    """
-    edges = set(np.arange(-_REACH, _REACH + 1))
-    for kink in {0.0, *kinks}:
-        step = 0.5
-        edges.add(kink / scale)
-        while scale > 1 and step < scale:
-            edges |= {(kink - step) / scale, (kink + step) / scale}
-            step *= 2
-    return np.array(sorted(edge for edge in edges if abs(edge) <= _REACH))
+# ---------------------------------------------------------------- moments
 
 
 @lru_cache(maxsize=65536)
 def _moments(phi: Activation, q: float) -> Moments:
     q = max(q, 1e-300)
-    if q < 1e-10:  # E[φ φ' z]/√q cancels; the slope is at its limit here
-        return replace(_expect_moments(phi, q), slope=_moments(phi, 1e-10).slope)
-    return _expect_moments(phi, q)
+    moments = _expect_moments(phi, q)
+    if q >= 1e-10:
+        return moments
+    # E[φ φ' z]/√q cancels where φ(0) ≠ 0; the slope is at its limit here.
+    at_zero = float(phi.function(torch.zeros(1, dtype=torch.float64)))
+    limit = _moments(phi, 1e-10).slope if at_zero else moments.second_moment / q
+    return replace(moments, slope=limit)
 
 
 def _expect_moments(phi: Activation, q: float) -> Moments:
@@ -209,6 +172,67 @@ def _expect_moments(phi: Activation, q: float) -> Moments:
 
     mean, second, slope_second, weighted = gaussian_expectation(integrands, q, phi.kinks)
     return Moments(float(mean), float(second), float(slope_second), float(weighted / q))
+
+
+@lru_cache(maxsize=65536)
+def _pair_moments(phi: Activation, q: float, decorrelation: float) -> PairMoments:
+    slopes = phi.homogeneous
+    if slopes is not None:
+        return _homogeneous_pair(*slopes, q, decorrelation)
+
+    def integrands(x: np.ndarray) -> np.ndarray:
+        z = torch.from_numpy(x)
+        value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
+        return np.stack([value, value**2, value**3, slope, slope**2])
+
+    products, gap = pair_expectation(integrands, q, decorrelation, phi.kinks)
+    if math.isnan(gap):
+        gap = q * decorrelation * phi.moments(q).derivative_second_moment
+    product, square, slope, slope_square = np.diag(products)[[0, 1, 3, 4]]
+    return PairMoments(
+        float(product), gap, float(slope), float(square), float(products[2, 0]), float(slope_square)
+    )
+
+
+def _homogeneous_pair(right: float, left: float, q: float, decorrelation: float) -> PairMoments:
+    """φ(z) = α·z + β·|z|: the odd and the even part do not mix, and each has a closed form.
+
+    Arc-cosine kernels of orders 0 to 2 (Cho and Saul 2009, eqs. 3 to 6) are the case α = β = 1/2.
+    """
+    alpha, beta = (right + left) / 2, (right - left) / 2
+    c = 1 - decorrelation
+    sine = math.sqrt(decorrelation * (2 - decorrelation))
+    theta = math.atan2(sine, c)
+    arc = math.pi / 2 - theta  # arcsin c
+    both = 2 / math.pi
+    absolute_gap = decorrelation - both * (sine - theta * c)
+    squares = 1 + 2 * c**2
+    odd_squares = both * (squares * arc + 3 * c * sine)
+    cubes = both * (3 * c * arc + 3 * sine - sine**3)
+    even, mixed = alpha**2 + beta**2, 2 * alpha * beta
+    return PairMoments(
+        product=q * (alpha**2 * c + beta**2 * both * (sine + c * arc)),
+        gap=q * (alpha**2 * decorrelation + beta**2 * absolute_gap),
+        slope_product=alpha**2 + beta**2 * both * arc,
+        square_product=q**2 * (even**2 * squares + mixed**2 * odd_squares),
+        cube_product=q**2
+        * (
+            (alpha**3 + 3 * alpha * beta**2) * alpha * 3 * c
+            + (3 * alpha**2 * beta + beta**3) * beta * cubes
+        ),
+        slope_square_product=even**2 + mixed**2 * both * arc,
+    )
+
+
+@lru_cache(maxsize=512)
+def _homogeneous(function: ElementwiseFunction) -> tuple[float, float] | None:
+    right, left = (
+        float(function(torch.ones(1, dtype=torch.float64))),
+        float(-function(-torch.ones(1, dtype=torch.float64))),
+    )
+    z = torch.tensor([-1e6, -37.0, -0.1, -1e-6, 0.0, 1e-6, 0.1, 37.0, 1e6], dtype=torch.float64)
+    linear = torch.where(z > 0, right * z, left * z)
+    return (right, left) if torch.allclose(function(z), linear, rtol=1e-12, atol=0.0) else None
 
 
 def gain(
@@ -300,6 +324,32 @@ def _guess_saturation(function: ElementwiseFunction) -> Saturates:
         _autograd_derivative(function, torch.linspace(-3, 3, 61)).abs() > SATURATED_SLOPE
     ).any()
     return "both" if bounded and rises else "none"
+
+
+# ---------------------------------------------------------------- kinks
+
+
+def _find_kinks(function: ElementwiseFunction) -> tuple[float, ...]:
+    """Where φ or φ' jumps within |z| < 40: the intervals of largest change, bisected to 1e-12."""
+    edges = torch.linspace(-40, 40, 5000, dtype=torch.float64)
+    values, slopes = function(edges).detach(), _autograd_derivative(function, edges)
+    found: set[float] = set()
+    for profile, curve in (
+        (values, function),
+        (slopes, lambda z: _autograd_derivative(function, z)),
+    ):
+        size = float(profile.abs().max())
+        if not (math.isfinite(size) and size > 0):
+            continue
+        steepest = profile.diff().abs().topk(16).indices
+        low, high = edges[steepest], edges[steepest + 1]
+        for _ in range(38):
+            middle = (low + high) / 2
+            left = (curve(middle) - curve(low)).abs() >= (curve(high) - curve(middle)).abs()
+            low, high = torch.where(left, low, middle), torch.where(left, middle, high)
+        jumps = (curve(high) - curve(low)).abs().detach() > 1e-6 * size
+        found |= {round(float(kink), 10) + 0.0 for kink in ((low + high) / 2)[jumps]}
+    return tuple(sorted(found))
 
 
 # ---------------------------------------------------------------- the registry
@@ -491,8 +541,7 @@ _resolve = activation  # for functions whose own argument is named activation
 def _from_callable(function: ElementwiseFunction) -> Activation:
     name = getattr(function, "__name__", type(function).__name__)
     _require_elementwise(name, function)
-    kinks: tuple[float, ...] = ()  # unknown; the quadrature finds them by bisection
-    return _elementwise(name, function, kinks, _guess_saturation(function))
+    return _elementwise(name, function, _find_kinks(function), _guess_saturation(function))
 
 
 def _require_elementwise(name: str, function: ElementwiseFunction) -> None:
@@ -521,7 +570,7 @@ def register_activation(
     function: ElementwiseFunction,
     *,
     module: Callable[[], nn.Module] | None = None,
-    kinks: tuple[float, ...] = (),
+    kinks: tuple[float, ...] | None = None,
     saturates: Saturates | None = None,
 ) -> Activation:
     """Add an activation to ``ACTIVATIONS``: menus, catalogue and theory pick it up by themselves.
@@ -530,7 +579,7 @@ def register_activation(
         name: a new name.
         function: elementwise, differentiable by autograd.
         module: builds its ``nn.Module``; an ``Elementwise`` if not given.
-        kinks: where φ or φ' jumps, if known.
+        kinks: where φ or φ' jumps; searched for within |z| < 40 if not given.
         saturates: the sides on which it saturates; guessed from φ' if not given.
 
     Raises:
@@ -541,10 +590,11 @@ def register_activation(
         raise ValueError(f"activation name {name!r} is empty or already registered")
     _require_elementwise(name, function)
     sides = saturates or _guess_saturation(function)
+    kinks = _find_kinks(function) if kinks is None else tuple(kinks)
     if module is None:
-        entry = _elementwise(name, function, tuple(kinks), sides)
+        entry = _elementwise(name, function, kinks, sides)
     else:
-        entry = _named(name, function, module, tuple(kinks), sides)
+        entry = _named(name, function, module, kinks, sides)
         _FROM_MODULE.setdefault(type(module()), lambda m: entry)
     _registry[name] = entry
     return entry

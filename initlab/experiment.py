@@ -135,6 +135,8 @@ class Experiment:
         self._set("scheme_params", MappingProxyType(differing))
         if reason := self._why_not(chosen):
             raise ValueError(reason)
+        if callable(chosen.gain) and self.gain is None:
+            chosen.gain_with(self.activation)  # which raises where the activation has none
         if self.gain is not None:
             self._set("gain", finite_number("gain", self.gain, positive=True))
         if isinstance(self.bias, str):

@@ -71,7 +71,7 @@ def init_(
             whose output the layer reads, for fan_out the one that follows; identity, with a
             warning, where none is found.
         gain: overrules the scheme's and the activation's gain.
-        mode: which fan kaiming keeps, "fan_in" or "fan_out".
+        mode: which fan kaiming keeps, "fan_in" or "fan_out"; variance_scaling knows "fan_avg" too.
         bias: None for what the scheme prescribes; "zeros", "pytorch_default" (what torch gives
             this layer), "normal" (with ``bias_std``), a number, or a ``callable(tensor)``. Of the
             two biases of a recurrent layer, which are added, the second then is 0.

@@ -172,6 +172,7 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[_Layer]:
     sizes = experiment.sizes
+    bias_std = chosen.bias_std if experiment.bias is None else experiment.bias_std
     layers = []
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         head = experiment.has_head and index == len(sizes) - 1
@@ -182,7 +183,7 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
                 None if head else f"act{index}",
                 fan_in * variance,
                 fan_out * variance,
-                _bias_variance(bias, experiment.bias_std, fan_in),
+                _bias_variance(bias, bias_std, fan_in),
             )
         )
     return layers

@@ -18,8 +18,8 @@ from initlab.activations import Activation, ElementwiseFunction
 from initlab.activations import gain as activation_gain
 from initlab.errors import finite_number, unknown_name
 
-Mode = Literal["fan_in", "fan_out"]
-MODES: tuple[Mode, ...] = ("fan_in", "fan_out")
+Mode = Literal["fan_in", "fan_out", "fan_avg"]
+MODES: tuple[Mode, ...] = ("fan_in", "fan_out", "fan_avg")
 Ensemble = Literal["iid", "orthogonal", "constant", "structured"]
 ActivationSpec = str | nn.Module | ElementwiseFunction | Activation
 

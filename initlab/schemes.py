@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initlab.activations import activation as resolve_activation
 from initlab.errors import unknown_name
 from initlab.model_schemes import MODEL_SCHEMES
 from initlab.scheme_entry import (
@@ -22,6 +23,7 @@ from initlab.scheme_entry import (
     KERNEL,
     MATRIX,
     MODES,
+    ActivationSpec,
     Fans,
     Figure,
     Fill,
@@ -30,6 +32,7 @@ from initlab.scheme_entry import (
     Scheme,
     bias_code,
 )
+from initlab.theory import critical_sigma_w
 
 __all__ = [
     "MODES", "SCHEMES", "Fans", "Mode", "Parameter", "Scheme", "applicable", "bias_code",
@@ -245,6 +248,18 @@ def _refuse_odd(shape: Sequence[int], *, mirror: str) -> str:
     )
 
 
+def _critical_std(fans: Fans, *, sigma_b: float) -> float:
+    """The gain is σ_w*."""
+    return fans.gain / math.sqrt(fans.fan_in)
+
+
+def _critical_sigma_w(activation: ActivationSpec, *, sigma_b: float) -> float:
+    """σ_w*; 1 after the identity, which keeps gradients whatever the biases."""
+    if resolve_activation(activation).name == "identity":
+        return 1.0
+    return critical_sigma_w(activation, sigma_b)
+
+
 def _check_uniform(*, low: float, high: float) -> None:
     if not low < high:
         raise ValueError(f"uniform: low={low} must be below high={high}")
@@ -423,7 +438,7 @@ def applicable(shape: Sequence[int]) -> list[str]:
     return [name for name, entry in _registry.items() if not entry.why_not(shape)]
 
 
-_MODE = Parameter("fan_in", None, None, "which fan keeps its variance", MODES)
+_MODE = Parameter("fan_in", None, None, "which fan keeps its variance", MODES[:2])
 _SLOPE = Parameter(None, 0.0, 1.0, "negative slope of leaky_relu; None: the activation's gain")
 
 for _name, _title, _value in (("zeros", "Zeros", 0.0), ("ones", "Ones", 1.0)):
@@ -637,7 +652,7 @@ register_scheme(
         "scale": Parameter(
             None, 0.01, 4.0, "s, the variance times n; None: the activation's gain²", least=1e-12
         ),
-        "mode": Parameter("fan_in", None, None, "which fan is n", ("fan_in", "fan_out", "fan_avg")),
+        "mode": Parameter("fan_in", None, None, "which fan is n", MODES),
         "distribution": Parameter(
             "truncated_normal", None, None,
             "law; truncated_normal is cut at two of its standard deviations and widened to match",
@@ -666,6 +681,25 @@ register_scheme(
         )
     },
 )  # fmt: skip
+
+register_scheme(
+    "critical",
+    title="Edge of chaos",
+    family="variance preserving",
+    formula=r"W_{ij} \sim N(0, \sigma_w^{*2}/n_\mathrm{in}),\ b_i \sim N(0, \sigma_b^2),\ "
+    r"\sigma_w^{*2}\,\mathrm{E}\,\varphi'^2(\sqrt{q^*}z) = 1",
+    source="Poole et al. 2016; Schoenholz et al. 2017, eq. 5",
+    suits="Deep networks without normalization: gradients neither vanish nor explode.",
+    fill=_normal_of(_critical_std),
+    std=_critical_std,
+    call=lambda weight, gain, sigma_b: _spelt_out(
+        "normal", weight, f"{gain!r} / {weight}[0].numel() ** 0.5"
+    ),
+    gain=_critical_sigma_w,
+    bias="normal",
+    bias_parameter="sigma_b",
+    parameters={"sigma_b": Parameter(0.0, 0.0, 1.0, "standard deviation of the biases", least=0)},
+)
 
 register_scheme(
     "siren",

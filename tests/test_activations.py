@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from initlab import ACTIVATIONS, activation, gain, register_activation
-from initlab.activations import SATURATED_SLOPE, gaussian_expectation
+from initlab.activations import SATURATED_SLOPE
+from initlab.expectations import gaussian_expectation
 
 TORCH_MODULES = {
     "identity": nn.Identity, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "prelu": nn.PReLU,

@@ -44,6 +44,7 @@ def experiments(draw):
         seed=draw(st.integers(0, 2**31 - 1)),
     )
     scheme_name = draw(st.sampled_from(plain.schemes))
+    gains = st.floats(0.01, 5) if scheme_name == "critical" else st.none() | st.floats(0.01, 5)
     params = {
         "normal": {"std": draw(st.floats(0, 3)), "mean": draw(st.floats(-1, 1))},
         "constant": {"val": draw(st.floats(-1, 1))},
@@ -55,7 +56,7 @@ def experiments(draw):
         widths=plain.widths,
         scheme=scheme_name,
         scheme_params=draw(st.sampled_from([params, None])),
-        gain=draw((st.none() if scheme_name != "critical" else st.nothing()) | st.floats(0.01, 5)),
+        gain=draw(gains),  # not every activation has a critical one
         bias=bias,
         bias_std=draw(st.floats(0, 2)) if bias == "normal" else None,
     )
@@ -443,6 +444,13 @@ def test_a_scheme_that_cannot_fill_a_weight_of_the_network_is_refused_with_the_r
             SMALL.replace(**changes)
 
 
+def test_a_critical_point_that_does_not_exist_is_refused():
+    for changes in ({"activation": "softplus"}, {"scheme_params": {"sigma_b": 0.1}}):
+        with pytest.raises(ValueError, match="has no edge of chaos at sigma_b="):
+            SMALL.replace(scheme="critical", **changes)
+    assert SMALL.replace(scheme="critical", activation="softplus", gain=1.0).run()
+
+
 def test_the_schemes_of_an_experiment_are_those_that_run():
     for architecture in ARCHITECTURES:
         experiment = SMALL.replace(architecture=architecture)
@@ -465,6 +473,9 @@ def test_the_schemes_of_an_experiment_are_those_that_run():
         {"scheme_params": {"a": 0.3}},
         {"scheme": "normal", "scheme_params": {"std": 0.01, "mean": 0.1}},
         {"scheme": "trunc_normal", "scheme_params": {"a": 0.0, "std": 0.1, "mean": -0.1}},
+        {"scheme": "critical", "scheme_params": {"sigma_b": 0.2}, "activation": "tanh"},
+        {"scheme": "variance_scaling", "scheme_params": {"mode": "fan_avg"}},
+        {"scheme": "siren", "scheme_params": {"omega": 1.0}, "activation": "sin"},
     ],
     ids=str,
 )

@@ -321,6 +321,16 @@ def test_overrides_go_by_name_pattern_and_by_type_and_the_last_match_wins():
     ]  # fmt: skip
 
 
+def test_critical_brings_its_biases_with_their_deviation():
+    """4,096 biases: 5 s.e. of the std are 5/√8192 = 5.5 %."""
+    layer = nn.Linear(3, 4096)
+    report = init_(layer, "critical", activation="tanh", sigma_b=0.2, seed=0)
+    assert report["bias"].intended_std == 0.2
+    assert report["bias"].actual_std == pytest.approx(0.2, rel=0.055)
+    assert report["weight"].intended_std == pytest.approx(1.3041458401 / math.sqrt(3))  # table t2a
+    assert not init_(layer, "critical", activation="tanh", bias="zeros", sigma_b=0.2)[1].actual_std
+
+
 def test_an_override_brings_the_bias_that_it_prescribes():
     model = net()
     init_(model, "xavier_normal", overrides={"4": "pytorch_default"}, seed=0)

@@ -67,7 +67,8 @@ def test_with_a_norm_every_site_is_predicted_or_a_reason_is_given(norm):
     ],
 )
 def test_every_combination_is_predicted_or_a_reason_is_given(architecture, name, phi):
-    experiment = SMALL.replace(architecture=architecture, scheme=name, activation=phi)
+    gain = 1.2 if name == "critical" else None  # not every activation has a critical one
+    experiment = SMALL.replace(architecture=architecture, scheme=name, activation=phi, gain=gain)
     predicted = experiment.predict()
     assert bool(predicted.reason) == (len(predicted) == 0)
     if predicted.reason:
@@ -140,6 +141,18 @@ def test_he_initialization_keeps_relus_second_moments_in_both_directions():
     predicted = Experiment(depth=50, width=64, data="noise").predict()
     assert [s.forward.second_moment for s in layers(predicted)] == pytest.approx([2.0] * 50)
     assert [s.backward.second_moment for s in layers(predicted)] == pytest.approx([0.5] * 50)
+
+
+def test_at_the_edge_of_chaos_gradients_stay_and_the_signal_settles():
+    """tanh with σ_b = 0.2 (table t2a): σ_w = 1.3041458401, q* = 0.5120785."""
+    experiment = Experiment(
+        depth=200, width=64, activation="tanh", scheme="critical", data="noise",
+        scheme_params={"sigma_b": 0.2},
+    )  # fmt: skip
+    last = layers(experiment.predict())[-1].forward.second_moment
+    assert last == pytest.approx(0.5120785, rel=1e-4)
+    gradients = [site.backward.second_moment for site in layers(experiment.predict())]
+    assert gradients[100] / gradients[150] == pytest.approx(1, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["kaiming_normal", "xavier_normal", "pytorch_default"])

@@ -31,6 +31,7 @@ VARIANTS = [
     ("variance_scaling", {"mode": "fan_avg", "distribution": "uniform"}),
     ("variance_scaling", {"scale": 2.0, "distribution": "normal"}),
     ("dropout_corrected", {"keep": 0.9}),
+    ("critical", {"sigma_b": 0.1}),
     ("siren", {"omega": 1.0}),
     ("siren", {"position": "first"}),
     ("sparse", {"sparsity": 0.35, "std": 0.5}),
@@ -217,6 +218,19 @@ def test_kaiming_takes_its_gain_from_the_activation_and_the_direction():
     assert scheme("kaiming_normal").gain_with("tanh") == gain("tanh")
     fan_out = scheme("kaiming_normal", mode="fan_out")
     assert fan_out.gain_with("tanh") == gain("tanh", preserve="backward")
+
+
+def test_critical_takes_sigma_w_from_the_activation_and_its_biases():
+    assert scheme("critical").gain_with("tanh") == pytest.approx(1)
+    assert scheme("critical").gain_with("relu") == pytest.approx(math.sqrt(2))
+    noisy = scheme("critical", sigma_b=0.05)
+    assert noisy.gain_with("tanh") == pytest.approx(1.1225390048, rel=1e-9)  # table t2a
+    assert noisy.gain_with("identity") == 1
+    assert (noisy.bias, noisy.bias_std) == ("normal", 0.05)
+    assert noisy.weight_std(25, 9, 1.5) == pytest.approx(0.3)
+    assert "normal_(layer.bias, std=0.05)" in noisy.code()
+    with pytest.raises(ValueError, match="no edge of chaos"):
+        noisy.gain_with("relu")
 
 
 @pytest.mark.parametrize("name", ["xavier_normal", "lecun_normal", "orthogonal"])

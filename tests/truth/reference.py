@@ -1,7 +1,6 @@
 """The reference tables, computed outside initlab with mpmath and an independent simulation.
 
-``reference.json`` holds tables t1, t1b, t3a, t3b, t7c and t7d; each says by which method it was
-made.
+``reference.json`` holds one table a line; each says by which method it was made.
 """
 
 import json

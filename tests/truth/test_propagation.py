@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from initlab import Experiment, init_, mlp, predict, trace
-from initlab.activations import activation, gaussian_expectation
+from initlab.activations import activation
+from initlab.expectations import gaussian_expectation
 
 from .reference import entry_id, table
 
