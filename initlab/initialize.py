@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import warnings
@@ -17,19 +16,27 @@ from initlab.activations import ElementwiseFunction
 from initlab.activations import activation as resolve_activation
 from initlab.errors import finite_number, unknown_name
 from initlab.init_report import InitReport, InitRow, measured_std, standard_errors
-from initlab.layers import BIASES as BIAS_ROLES
-from initlab.layers import WEIGHTS, Law, Slot, quantized_layers, slots_of, why_untouchable
+from initlab.layers import WEIGHTS, Slot, quantized_layers, slots_of
 from initlab.model_schemes import DrawnModel
 from initlab.preserving import preserved
+from initlab.reach import (
+    Choice,
+    Resolved,
+    SchemeSpec,
+    check_choices,
+    choose,
+    from_law,
+    name_of,
+    parts_to_fill,
+    resolve,
+)
 from initlab.schemes import MODES, Mode, Scheme, scheme
 from initlab.surroundings import Branch, Surroundings, in_sequential, in_trace
 from initlab.tracing import Trace, trace
 
 __all__ = ["BIASES", "InitReport", "InitRow", "init_"]
 
-SchemeSpec = str | Scheme | Callable[[Tensor], object]
 BiasSpec = str | float | Callable[[Tensor], object] | None
-Resolved = Scheme | Callable[[Tensor], object]
 ActivationSpec = str | nn.Module | ElementwiseFunction
 BIASES = ("zeros", "pytorch_default", "normal")
 
@@ -111,17 +118,17 @@ def init_(
     _check_bias(bias, bias_std)
     if gain is not None:
         finite_number("gain", gain, positive=True)
-    request = _Request(_resolve(scheme, mode, params), activation, gain, mode, bias, bias_std)
+    request = _Request(resolve(scheme, mode, params), activation, gain, mode, bias, bias_std)
     generators = _Generators(seed)
     run = None if batch is None else _Batch(model, batch)
     around = _look_around(model, request, run)
     slots = slots_of(model)
     _check_lazy(slots)
-    choices = _choose(model, slots, request, overrides or {}, only, recurrent)
+    choices = choose(model, slots, request.scheme, mode, overrides or {}, only, recurrent)
     forget = _forget_gates(slots, choices, forget_bias)
     whole = _WholeModel.of(request.scheme, slots, around, branches, run)
     gains, unknown = _gains(choices, request, around)
-    _check_choices(choices)
+    check_choices(choices)
     for layer in unknown:
         warnings.warn(
             f"no activation found for layer {layer!r}; its gain is that of identity, 1. "
@@ -200,22 +207,6 @@ def _check_bias(bias: BiasSpec, bias_std: float | None) -> None:
         finite_number("bias", bias)
 
 
-def _resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, Any]) -> Resolved:
-    if not isinstance(spec, str | Scheme):
-        if not callable(spec):
-            raise TypeError(f"scheme={spec!r} must be a name, a Scheme or a callable(tensor)")
-        if params:
-            raise TypeError(f"a callable scheme takes no parameters, got {', '.join(params)}")
-        name = getattr(spec, "__name__", "")
-        if getattr(spec, "__module__", "") == "torch.nn.init" and hasattr(nn.init, f"{name}_"):
-            raise ValueError(f"nn.init.{name} is deprecated; pass nn.init.{name}_ or {name!r}")
-        return spec
-    found = scheme(spec, **params)
-    if "mode" in found.parameters and "mode" not in params and isinstance(spec, str):
-        found = found.with_values(mode=mode)
-    return found
-
-
 class _Generators:
     """One generator per device, all from one seed; None (torch's global ones) without a seed."""
 
@@ -265,173 +256,11 @@ def _look_around(model: nn.Module, request: _Request, batch: _Batch | None) -> S
     return Surroundings() if given else in_sequential(model)
 
 
-# ---------------------------------------------------------------- which scheme reaches what
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What is to happen to one tensor: a scheme, or the reason why nothing does.
-
-    ``direct`` says that the tensor itself was named, and not its layer: a bias is then filled by
-    the scheme, not by what the scheme prescribes for biases.
-    """
-
-    slot: Slot
-    spec: Resolved
-    label: str
-    direct: bool = False
-    reason: str = ""
-
-    @property
-    def is_weight(self) -> bool:
-        named_bias = self.slot.part.role in BIAS_ROLES or self.slot.key == "bias"
-        return self.direct or not named_bias
-
-    @property
-    def scheme(self) -> Scheme | None:
-        """The scheme that draws it, if it is one: of ``pytorch_default`` the one that torch uses
-        in this layer."""
-        if not isinstance(self.spec, Scheme):
-            return None
-        return _from_law(self.slot, "weight") if self.spec.default else self.spec
-
-
-def _from_law(slot: Slot, what: str) -> Scheme:
-    law: Law | None = slot.part.default
-    if law is None:
-        raise ValueError(
-            f"parameter {slot.name!r}: torch has no default for a {what} that {slot.kind} holds"
-        )
-    return scheme(law[0], **law[1])
-
-
-def _choose(
-    model: nn.Module,
-    slots: Sequence[Slot],
-    request: _Request,
-    overrides: Mapping[str | type[nn.Module], SchemeSpec],
-    only: str | Sequence[str] | None,
-    recurrent: SchemeSpec | None,
-) -> list[_Choice]:
-    """What happens to each tensor of the model."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    chosen = {slot.name: _by_default(slot, request.scheme) for slot in slots}
-    if only is not None:
-        kept: dict[str, _Choice] = {}
-        for pattern in [only] if isinstance(only, str) else only:
-            for slot, direct in _aimed(pattern, slots, modules, "only"):
-                kept[slot.name] = _choice(slot, request.scheme, direct)
-        chosen = {
-            name: kept.get(name) or replace(choice, reason=choice.reason or "not selected by only")
-            for name, choice in chosen.items()
-        }
-    if recurrent is not None:
-        spec = _tensor_scheme(recurrent, request.mode, "recurrent")
-        for slot in slots:
-            if slot.part.role == "recurrent" and not chosen[slot.name].reason:
-                chosen[slot.name] = _choice(slot, spec, False)
-    for key, given in overrides.items():
-        spec = _tensor_scheme(given, request.mode, "overrides")
-        for slot, direct in _aimed(key, slots, modules, "overrides"):
-            chosen[slot.name] = _choice(slot, spec, direct)
-    return [_unless_frozen(choice) for choice in chosen.values()]
-
-
-def _tensor_scheme(spec: SchemeSpec, mode: Mode, argument: str) -> Resolved:
-    found = _resolve(spec, mode, {})
-    if isinstance(found, Scheme) and found.whole_model:
-        raise ValueError(
-            f"{argument}: scheme {found.name!r} looks at the whole model and cannot be given to a "
-            "part of it"
-        )
-    return found
-
-
-def _by_default(slot: Slot, spec: Resolved) -> _Choice:
-    """Layers get the scheme; the rest keeps what it has."""
-    role = slot.part.role
-    embeds = role == "embedding" and isinstance(spec, Scheme) and spec.embeddings
-    if role in (*WEIGHTS, *BIAS_ROLES, "hooked") or embeds:
-        return _choice(slot, spec, False)
-    reason = f"{slot.kind} keeps its own initialization"
-    if role == "own":
-        reason = f"not initialized: {slot.kind} holds it itself; name it in overrides"
-    return _choice(slot, spec, False, reason)
-
-
-def _choice(slot: Slot, spec: Resolved, direct: bool, reason: str = "") -> _Choice:
-    """Whole-model schemes draw by their base, under their own name."""
-    label = spec.name if isinstance(spec, Scheme) else _name_of(spec)
-    if isinstance(spec, Scheme) and spec.whole_model:
-        base = scheme(spec.base)
-        shared = {name: value for name, value in spec.values.items() if name in base.parameters}
-        spec = base.with_values(**shared)
-    return _Choice(slot, spec, label, direct, reason)
-
-
-def _name_of(function: Callable[..., object]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
-
-
-def _unless_frozen(choice: _Choice) -> _Choice:
-    if choice.reason:
-        return choice
-    if not all(parameter.requires_grad for parameter in choice.slot.parameters):
-        return replace(choice, reason="frozen (requires_grad is False)")
-    if not choice.slot.tensor.numel():
-        return replace(choice, reason="empty")
-    return choice
-
-
-def _aimed(
-    key: str | type[nn.Module],
-    slots: Sequence[Slot],
-    modules: Mapping[str, nn.Module],
-    argument: str,
-) -> list[tuple[Slot, bool]]:
-    """The tensors that a pattern or type fits, and whether they were named themselves.
-
-    Where it fits layers, norms and other tensors alike, the layers are meant.
-    """
-    found = []
-    for slot in slots:
-        if isinstance(key, type):
-            if any(isinstance(modules[name], key) for name in slot.layer_names()):
-                found.append((slot, False))
-        elif any(fnmatch.fnmatchcase(name, key) for name in slot.layer_names()):
-            found.append((slot, False))
-        elif any(fnmatch.fnmatchcase(n, key) for n in (slot.name, *slot.names, *slot.aliases)):
-            found.append((slot, True))
-    if not found:
-        label = key.__name__ if isinstance(key, type) else key
-        names = {slot.layer: None for slot in slots} | {slot.name: None for slot in slots}
-        near = difflib.get_close_matches(str(label), names, n=12, cutoff=0.3) or list(names)[:12]
-        raise unknown_name(f"{argument} pattern", label, near)
-    layers = [each for each in found if each[0].part.role in (*WEIGHTS, *BIAS_ROLES)]
-    return layers or found
-
-
-def _check_choices(choices: Sequence[_Choice]) -> None:
-    """Refuse what cannot be drawn before anything is."""
-    for choice in choices:
-        if choice.reason:
-            continue
-        if reason := why_untouchable(choice.slot):
-            raise ValueError(reason)
-        if choice.is_weight and (chosen := choice.scheme):
-            for part in _parts(choice, choice.slot.tensor):
-                if reason := chosen.why_not(part.shape):
-                    raise ValueError(
-                        f"parameter {choice.slot.name!r}: {reason}. Leave it out with only=…, or "
-                        "give it another scheme with overrides=…"
-                    )
-
-
 # ---------------------------------------------------------------- gain
 
 
 def _gains(
-    choices: Sequence[_Choice], request: _Request, around: Surroundings
+    choices: Sequence[Choice], request: _Request, around: Surroundings
 ) -> tuple[dict[str, float | None], list[str]]:
     """The gain of each weight (None: the scheme's own), and the layers where none was found."""
     gains: dict[str, float | None] = {}
@@ -470,9 +299,7 @@ class _Drawn:
     note: str = ""
 
 
-def _draw(
-    choice: _Choice, request: _Request, gain: float | None, generators: _Generators
-) -> _Drawn:
+def _draw(choice: Choice, request: _Request, gain: float | None, generators: _Generators) -> _Drawn:
     slot = choice.slot
     target = torch.empty_like(slot.tensor) if slot.parametrized else slot.tensor
     generator = generators.on(target.device)
@@ -490,24 +317,15 @@ def _draw(
     return drawn
 
 
-def _parts(choice: _Choice, tensor: Tensor) -> list[Tensor]:
-    """The tensors that the scheme fills one by one.
-
-    Independent entries need no more than their common fans; a structure needs each map apart.
-    """
-    independent = choice.scheme is None or choice.scheme.ensemble in ("iid", "constant")
-    return [tensor] if independent else choice.slot.part.split(tensor)
-
-
 def _fill(
-    choice: _Choice,
+    choice: Choice,
     chosen: Scheme,
     target: Tensor,
     gain: float | None,
     generator: torch.Generator | None,
 ) -> float | None:
     """Fill a tensor, or each map in it, and return the std that it is meant to have."""
-    parts = _parts(choice, target)
+    parts = parts_to_fill(choice, target)
     if chosen.ensemble in ("iid", "constant"):
         fans = {"fan_in": choice.slot.part.fan_in, "fan_out": choice.slot.part.fan_out}
         chosen(target, gain=gain, generator=generator, **fans)
@@ -528,13 +346,13 @@ def _call(function: Any, target: Tensor) -> None:
     result = function(target)
     if isinstance(result, Tensor) and result.data_ptr() != target.data_ptr():
         raise TypeError(
-            f"{_name_of(function)} returned a new tensor; it must fill the one that it is given "
+            f"{name_of(function)} returned a new tensor; it must fill the one that it is given "
             "in place, as nn.init's functions do"
         )
 
 
 def _draw_bias(
-    choice: _Choice, request: _Request, bias: Tensor, generator: torch.Generator | None
+    choice: Choice, request: _Request, bias: Tensor, generator: torch.Generator | None
 ) -> _Drawn:
     """Fill a bias with what was asked for, or with what the scheme of its layer prescribes."""
     asked, std = request.bias, request.bias_std
@@ -542,7 +360,7 @@ def _draw_bias(
         own = choice.spec if isinstance(choice.spec, Scheme) else scheme("zeros")
         asked, std = own.bias, own.bias_std
     if asked == "pytorch_default":
-        chosen = _from_law(choice.slot, "bias")
+        chosen = from_law(choice.slot, "bias")
         chosen(bias, generator=generator)
         return _Drawn("pytorch_default", chosen.std_of(bias.shape))
     second = choice.slot.part.role == "second bias"
@@ -553,14 +371,14 @@ def _draw_bias(
         nn.init.normal_(bias, 0.0, float(std or 0.0), generator=generator)
         return _Drawn("normal", float(std or 0.0))
     if callable(asked):
-        return _Drawn(_name_of(asked), _call(asked, bias))
+        return _Drawn(name_of(asked), _call(asked, bias))
     value = finite_number("bias", asked)
     nn.init.constant_(bias, value)
     return _Drawn(f"constant {value:g}", 0.0)
 
 
 def _forget_gates(
-    slots: Sequence[Slot], choices: Sequence[_Choice], forget_bias: float | None
+    slots: Sequence[Slot], choices: Sequence[Choice], forget_bias: float | None
 ) -> list[Slot]:
     """The biases that hold a forget gate and are to be drawn; none where none is asked for."""
     if forget_bias is None:
@@ -587,8 +405,8 @@ class _WholeModel:
     """A whole-model scheme with what it needs."""
 
     scheme: Scheme
-    branches: tuple[Branch, ...]
-    scalars: tuple[Slot, ...]
+    branches: Sequence[Branch]
+    scalars: Sequence[Slot]
     order: tuple[str, ...]
     batch: _Batch | None
 
@@ -607,18 +425,18 @@ class _WholeModel:
             raise ValueError("branches is used by schemes for residual networks only")
         if not isinstance(chosen, Scheme) or not chosen.whole_model:
             return None
-        named = None if patterns is None else [patterns] if isinstance(patterns, str) else patterns
+        named = [patterns] if isinstance(patterns, str) else patterns
         branches = scalars = ()
         if needs == "batch" and batch is None:
             raise ValueError(f"scheme {chosen.name!r} measures the layers' outputs: pass batch=…")
         if needs == "branches":
-            branches = _branches(chosen.name, slots, around, named, batch)
+            branches = _branches(chosen.name, slots, named, around.branches, batch is not None)
         if needs == "scalars":
             scalars = _scalars(chosen.name, slots, named)
         return cls(chosen, branches, scalars, around.order, batch)
 
     def adjust(
-        self, choices: Sequence[_Choice], drawn: dict[str, _Drawn]
+        self, choices: Sequence[Choice], drawn: dict[str, _Drawn]
     ) -> Mapping[str, Mapping[str, float]]:
         """Adjust what was drawn by this scheme, and note it in ``drawn``."""
         assert self.scheme.adjust is not None
@@ -640,40 +458,22 @@ class _WholeModel:
 def _branches(
     name: str,
     slots: Sequence[Slot],
-    around: Surroundings,
     patterns: Sequence[str] | None,
-    batch: _Batch | None,
-) -> tuple[Branch, ...]:
-    """The residual branches: those that a trace saw, or those whose last layers are named."""
-    if patterns is None and batch is None:
+    traced: Sequence[Branch],
+    was_traced: bool,
+) -> Sequence[Branch]:
+    """The residual branches: those whose last layers are named, or those that a trace saw."""
+    if patterns is not None:
+        layers = list(dict.fromkeys(slot.layer for slot in slots if slot.part.role in WEIGHTS))
+        return branches_ending(patterns, layers, traced)
+    if not was_traced:
         raise ValueError(
             f"scheme {name!r} needs to know the residual branches: pass branches=… with name "
             "patterns of the last layer of each, or batch=… to find them"
         )
-    if patterns is None:
-        if not around.branches:
-            raise ValueError(f"scheme {name!r}: no residual sum was seen while the batch ran")
-        return around.branches
-    layers = list(dict.fromkeys(slot.layer for slot in slots if slot.part.role in WEIGHTS))
-    lasts: dict[str, None] = {}
-    for pattern in patterns:
-        found = [layer for layer in layers if fnmatch.fnmatchcase(layer, pattern)]
-        if not found:
-            raise unknown_name("branches pattern", pattern, layers)
-        lasts |= dict.fromkeys(found)
-    traced = {branch[-1]: branch for branch in around.branches}
-    return tuple(traced.get(last) or _siblings(last, layers, lasts) for last in lasts)
-
-
-def _siblings(last: str, layers: Sequence[str], lasts: Mapping[str, None]) -> Branch:
-    """The layers beside the last one, in the same module and before it, back to another branch."""
-    parent = last.rpartition(".")[0]
-    branch: list[str] = []
-    for layer in layers[: layers.index(last)][::-1]:
-        if layer.rpartition(".")[0] != parent or layer in lasts:
-            break
-        branch.insert(0, layer)
-    return (*branch, last)
+    if not traced:
+        raise ValueError(f"scheme {name!r}: no residual sum was seen while the batch ran")
+    return traced
 
 
 def _scalars(name: str, slots: Sequence[Slot], patterns: Sequence[str] | None) -> tuple[Slot, ...]:
@@ -696,7 +496,7 @@ def _scalars(name: str, slots: Sequence[Slot], patterns: Sequence[str] | None) -
 # ---------------------------------------------------------------- the report
 
 
-def _rows(choice: _Choice, drawn: Mapping[str, _Drawn]) -> Iterator[tuple[str, InitRow]]:
+def _rows(choice: Choice, drawn: Mapping[str, _Drawn]) -> Iterator[tuple[str, InitRow]]:
     """One row for each parameter behind a tensor."""
     slot, done = choice.slot, drawn.get(choice.slot.name)
     for name, parameter in zip(slot.names, slot.parameters, strict=True):

@@ -1,10 +1,12 @@
 """What surrounds a layer: the activation that it reads or feeds, and the residual branch it is in.
 
-Known from a trace of one batch, or, inside ``nn.Sequential``, from the order of the modules.
+Known from a trace of one batch; inside ``nn.Sequential``, from the order of the modules; and for
+branches, from the names of their last layers.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from initlab.activations import ACTIVATIONS, Activation
 from initlab.activations import activation as resolve_activation
+from initlab.errors import unknown_name
 from initlab.layers import is_layer
 from initlab.sites import Site, Trace
 
@@ -190,3 +193,41 @@ def _both_ways(reads: Sequence[str]) -> Iterator[tuple[str, str]]:
     first, second = reads
     yield first, second
     yield second, first
+
+
+# ---------------------------------------------------------------- from names
+
+
+def branches_ending(
+    patterns: Sequence[str], layers: Sequence[str], known: Sequence[Branch] = ()
+) -> tuple[Branch, ...]:
+    """The residual branches whose last layers fit the name patterns.
+
+    Where a branch is not among the known ones, the layers beside its last one are taken: those in
+    the same module before it.
+
+    Raises:
+        ValueError: a pattern that fits no layer.
+
+    >>> branches_ending(["*.fc2"], ["stem", "0.fc1", "0.fc2", "1.fc1", "1.fc2"])
+    (('0.fc1', '0.fc2'), ('1.fc1', '1.fc2'))
+    """
+    lasts: dict[str, None] = {}
+    for pattern in patterns:
+        found = [layer for layer in layers if fnmatch.fnmatchcase(layer, pattern)]
+        if not found:
+            raise unknown_name("branches pattern", pattern, layers)
+        lasts |= dict.fromkeys(found)
+    seen = {branch[-1]: branch for branch in known}
+    return tuple(seen.get(last) or _siblings(last, layers, lasts) for last in lasts)
+
+
+def _siblings(last: str, layers: Sequence[str], lasts: Mapping[str, None]) -> Branch:
+    """The last layer and those in the same module before it, back to the end of another branch."""
+    parent = last.rpartition(".")[0]
+    branch = [last]
+    for layer in layers[: layers.index(last)][::-1]:
+        if layer.rpartition(".")[0] != parent or layer in lasts:
+            break
+        branch.insert(0, layer)
+    return tuple(branch)

@@ -42,6 +42,7 @@ FLOORS = [
     {"surroundings"},
     {"model_schemes"},
     {"schemes"},
+    {"reach"},
     {"initialize", "prediction", "diagnosis"},
     {"scripts"},
     {"experiment"},
