@@ -31,7 +31,7 @@ from initlab.reach import (
     resolve,
 )
 from initlab.schemes import MODES, Mode, Scheme, scheme
-from initlab.surroundings import Branch, Surroundings, in_sequential, in_trace
+from initlab.surroundings import Branch, Surroundings, branches_ending, in_sequential, in_trace
 from initlab.tracing import Trace, trace
 
 __all__ = ["BIASES", "InitReport", "InitRow", "init_"]
