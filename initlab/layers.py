@@ -232,7 +232,7 @@ class Slot:
     Attributes:
         layer, key: dotted name of the module, and the tensor's name in it.
         module: the layer.
-        names: dotted names of the parameters behind it, as in ``model.named_parameters()``.
+        names, parameters: what is behind it, as in ``model.named_parameters()``.
         aliases: further names under which tied weights are reached.
         part: what it does in its layer.
         parametrized: whether the layer computes it from the parameters (weight_norm, …).
@@ -242,6 +242,7 @@ class Slot:
     key: str
     module: nn.Module
     names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
     aliases: tuple[str, ...]
     part: Part
     parametrized: bool
@@ -263,11 +264,6 @@ class Slot:
         finally:
             for part, training in modes:
                 part.training = training
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        inside = len(self.layer) + 1 if self.layer else 0
-        return [self.module.get_parameter(name[inside:]) for name in self.names]
 
     @property
     def kind(self) -> str:
@@ -306,25 +302,26 @@ def slots_of(model: nn.Module) -> list[Slot]:
     ['0.weight', '0.bias']
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    described = {id(module): parts_of(module) for module in modules.values()}
-    owners: dict[tuple[int, str], list[str]] = {}
-    aliases: dict[int, list[str]] = {}
+    names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names = aliases.setdefault(id(parameter), [])
-        names.append(name)
-        if len(names) == 1:
-            layer, key = _owner(name)
-            owners.setdefault((id(modules[layer]), key), []).append(name)
-    slots = []
-    for (_, key), names in owners.items():
-        layer = _owner(names[0])[0]
-        module = modules[layer]
-        parts = described[id(module)]
-        part = parts.get(key) or Part(_other_role(module, key, parts))
-        tied = aliases[id(model.get_parameter(names[0]))][1:]
-        parametrized = ".parametrizations." in f".{names[0]}"
-        slots.append(Slot(layer, key, module, tuple(names), tuple(tied), part, parametrized))
-    return slots
+        names.setdefault(parameter, []).append(name)
+    behind: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for parameter, (first, *_) in names.items():
+        behind.setdefault(_owner(first), []).append(parameter)
+    parts = {layer: parts_of(modules[layer]) for layer, _ in behind}
+    return [
+        Slot(
+            layer,
+            key,
+            modules[layer],
+            tuple(names[parameter][0] for parameter in parameters),
+            tuple(parameters),
+            tuple(names[parameters[0]][1:]),
+            parts[layer].get(key) or Part(_other_role(modules[layer], key, parts[layer])),
+            ".parametrizations." in f".{names[parameters[0]][0]}",
+        )
+        for (layer, key), parameters in behind.items()
+    ]
 
 
 def _owner(name: str) -> tuple[str, str]:
