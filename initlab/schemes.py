@@ -70,8 +70,15 @@ def _fill_trunc_normal(
         nn.init.trunc_normal_(tensor, **cut, generator=generator)
 
 
+def _orthogonal_(tensor: Tensor, gain: float, generator: Any) -> Tensor:
+    """torch's, in float32 where its QR decomposition does not know the dtype."""
+    precise = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    nn.init.orthogonal_(precise, gain, generator=generator)
+    return tensor.copy_(precise)
+
+
 def _fill_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
-    nn.init.orthogonal_(tensor, fans.gain, generator=generator)
+    _orthogonal_(tensor, fans.gain, generator)
 
 
 def _normal_of(std: Figure) -> Fill:
@@ -183,7 +190,7 @@ def _fill_delta_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
     """Zero but for the kernel's centre, which is orthogonal."""
     centre = tuple(size // 2 for size in tensor.shape[2:])
     nn.init.zeros_(tensor)
-    nn.init.orthogonal_(tensor[(slice(None), slice(None), *centre)], fans.gain, generator=generator)
+    _orthogonal_(tensor[(slice(None), slice(None), *centre)], fans.gain, generator)
 
 
 def _delta_orthogonal_std(fans: Fans) -> float:
@@ -219,7 +226,7 @@ def _sparse_std(fans: Fans, *, sparsity: float, std: float) -> float:
 def _fill_looks_linear(tensor: Tensor, fans: Fans, generator: Any, *, mirror: str) -> None:
     """[[Q, −Q], [−Q, Q]] with Q orthogonal, or one row or column of it."""
     rows, columns = _halved(tensor.shape[0], tensor.shape[1], mirror)
-    block = nn.init.orthogonal_(tensor.new_empty(rows, columns), fans.gain, generator=generator)
+    block = _orthogonal_(tensor.new_empty(rows, columns), fans.gain, generator)
     if mirror != "outputs":
         block = torch.cat([block, -block], dim=1)
     if mirror != "inputs":

@@ -268,6 +268,20 @@ def test_orthogonal_rows_or_columns_have_norm_gain():
     assert torch.allclose(tall.T @ tall, 4 * torch.eye(20), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(40, 30), (8, 6, 3, 3)], ids=str)
+def test_every_dtype_is_filled(dtype, shape):
+    """5 s.e. of the N entries that are not 0, 5/√(2N), and bfloat16's rounding, 2⁻⁹."""
+    for name in applicable(shape):
+        generator = torch.Generator().manual_seed(0)
+        weights = scheme(name)(torch.empty(shape, dtype=dtype), gain=1.0, generator=generator)
+        stated = scheme(name).weight_std(*fans(shape), 1.0, rows=shape[0])
+        drawn = int((weights != 0).sum())
+        assert weights.dtype == dtype
+        tolerance = 2**-9 + (5 / math.sqrt(2 * drawn) if drawn else 0)
+        assert float(weights.double().std()) == pytest.approx(stated, rel=tolerance, abs=1e-6), name
+
+
 def test_filling_a_weight_that_needs_a_gradient_leaves_no_graph():
     weight = nn.Parameter(torch.empty(3, 3))
     assert scheme("orthogonal")(weight) is weight
