@@ -141,7 +141,7 @@ def init_(
         if not choice.reason
     }
     for slot in forget:
-        drawn[slot.name] = _set_forget_gate(slot, float(forget_bias or 0.0))
+        drawn[slot.name] = _set_forget_gate(slot, float(forget_bias or 0.0), drawn[slot.name])
     multipliers = whole.adjust(choices, drawn) if whole else {}
     rows = {name: row for choice in choices for name, row in _rows(choice, drawn)}
     order = [name for name, _ in model.named_parameters()]
@@ -301,7 +301,7 @@ class _Drawn:
 
 def _draw(choice: Choice, request: _Request, gain: float | None, generators: _Generators) -> _Drawn:
     slot = choice.slot
-    target = torch.empty_like(slot.tensor) if slot.parametrized else slot.tensor
+    target = slot.tensor.clone() if slot.parametrized else slot.tensor
     generator = generators.on(target.device)
     with torch.no_grad():
         if not choice.is_weight:
@@ -391,10 +391,10 @@ def _forget_gates(
 
 
 @torch.no_grad()
-def _set_forget_gate(slot: Slot, value: float) -> _Drawn:
-    """The second of the four gates i, f, g, o."""
+def _set_forget_gate(slot: Slot, value: float, drawn: _Drawn) -> _Drawn:
+    """Fill the second of the four gates i, f, g, o of a bias that has been drawn."""
     slot.tensor.chunk(4)[1].fill_(value)
-    return _Drawn("zeros", None, f"forget gate {value:g}")
+    return replace(drawn, intended_std=None, note=f"forget gate {value:g}")
 
 
 # ---------------------------------------------------------------- whole models

@@ -49,10 +49,17 @@ class DrawnModel:
         """The weights of the layer of that name."""
         return [slot for slot in self.weights if slot.layer == name]
 
+    @torch.no_grad()
     def scale(self, slot: Slot, factor: float) -> None:
         """Multiply a drawn tensor."""
         slot.write(slot.tensor * factor)
         self.factors[slot.name] = self.factors.get(slot.name, 1.0) * factor
+
+    def multiply_lr(self, slot: Slot, **factors: float) -> None:
+        """Note by how much each optimizer's learning rate is to be multiplied for a tensor."""
+        for optimizer, factor in factors.items():
+            noted = self.lr_multipliers.setdefault(optimizer, {})
+            noted |= dict.fromkeys(slot.names, factor)
 
     def fill(self, slot: Slot, value: float) -> None:
         """Fill a tensor with one value."""
@@ -141,18 +148,17 @@ def _mup(model: DrawnModel, *, base_width: float) -> None:
     """
     layers = list(dict.fromkeys(slot.layer for slot in model.weights))
     first, last = layers[0], layers[-1]
-    adam, sgd = (model.lr_multipliers.setdefault(name, {}) for name in ("adam", "sgd"))
     for slot in model.slots:
         assert slot.part.fan_in is not None
         assert slot.part.fan_out is not None
         m_in, m_out = slot.part.fan_in / base_width, slot.part.fan_out / base_width
         if slot.part.role not in WEIGHTS or slot.layer == first != last:  # vectors, and the input
-            adam[slot.name], sgd[slot.name] = 1.0, 1.0 if slot.layer == last else m_out
+            model.multiply_lr(slot, adam=1.0, sgd=1.0 if slot.layer == last else m_out)
         elif slot.layer == last:
             model.scale(slot, m_in**-0.5)
-            adam[slot.name] = sgd[slot.name] = 1 / m_in
+            model.multiply_lr(slot, adam=1 / m_in, sgd=1 / m_in)
         else:
-            adam[slot.name], sgd[slot.name] = 1 / m_in, 1.0
+            model.multiply_lr(slot, adam=1 / m_in, sgd=1.0)
 
 
 # ---------------------------------------------------------------- the PyTorch lines

@@ -150,6 +150,15 @@ def test_the_forget_gate_alone_gets_its_bias():
     assert "forget gate 1" in report["0.bias_ih_l0"].note
 
 
+def test_the_other_gates_keep_what_was_drawn():
+    layer = nn.LSTM(5, 50)
+    row = init_(layer, "zeros", bias="normal", bias_std=0.1, forget_bias=2, seed=0)["bias_ih_l0"]
+    i, f, g, o = layer.bias_ih_l0.detach().chunk(4)
+    assert (f == 2).all()
+    assert torch.cat([i, g, o]).all()
+    assert (row.scheme, row.intended_std) == ("normal", None)
+
+
 def test_a_forget_bias_without_an_lstm_is_refused():
     with pytest.raises(ValueError, match=r"forget_bias=1\.0: the model has no LSTM"):
         init_(nn.GRU(3, 3), "zeros", forget_bias=1.0)
@@ -278,6 +287,13 @@ def test_weight_norm_is_initialized_through_its_parametrization():
     row = report["parametrizations.weight.original1"]
     assert row.layer == "Linear"
     assert "weight is computed from it; its std is 0.18" in row.note
+
+
+def test_a_callable_sees_the_present_values_of_a_parametrized_weight_too():
+    layer = parametrizations.weight_norm(nn.Linear(5, 4))
+    before = layer.weight.detach().clone()
+    init_(layer, lambda weight: weight.mul_(2))
+    assert torch.allclose(layer.weight, 2 * before)
 
 
 def test_spectral_norm_rescales_what_was_drawn_and_the_report_shows_it():
