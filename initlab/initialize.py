@@ -450,6 +450,8 @@ class _WholeModel:
             was = drawn[name]
             std = None if was.intended_std is None else was.intended_std * factor
             drawn[name] = replace(was, intended_std=std, note=f"scaled by {factor:.4g}")
+        for name, note in model.notes.items():
+            drawn[name] = replace(drawn[name], note=note)
         for name, value in model.constants.items():
             drawn[name] = _Drawn(self.scheme.name, 0.0, f"constant {value:g}")
         return model.lr_multipliers

@@ -30,6 +30,7 @@ class DrawnModel:
         forward: runs the batch through the model, leaving modes, buffers and generators alone.
         factors: what the drawn values were multiplied by, or what replaced them, by tensor name.
         constants: the same for tensors that were filled with one value.
+        notes: what else is to be said of a tensor.
         lr_multipliers: optimizer → parameter → factor of the learning rate.
     """
 
@@ -39,6 +40,7 @@ class DrawnModel:
     forward: Callable[[], None]
     factors: dict[str, float] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     lr_multipliers: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -106,10 +108,13 @@ def _lsuv(model: DrawnModel, *, tolerance: float, iterations: float) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    for slot in model.weights:
+        if slot.name not in seen:
+            model.notes[slot.name] = "as drawn: its layer was not called for one tensor"
 
 
 def _fixup(model: DrawnModel) -> None:
-    """Zhang et al. 2019, sec. 3.2, rules 1 and 2: L branches of m layers each.
+    """Zhang et al. 2019, sec. 3, rules 1 and 2: L branches of m layers each.
 
     The last layer of every branch and the classifier are 0; the others in a branch are scaled by
     L^(−1/(2m − 2)).
@@ -278,7 +283,7 @@ MODEL_SCHEMES: tuple[Scheme, ...] = (
         "fixup",
         title="Fixup",
         formula=r"W_{\mathrm{last}} = 0,\ W_{\mathrm{inner}} = L^{-1/(2m-2)}\,W_{\mathrm{He}}",
-        source="Zhang, Dauphin & Ma 2019, sec. 3.2",
+        source="Zhang, Dauphin & Ma 2019, sec. 3",
         suits="Residual networks without normalization (with scalar biases and multipliers).",
         call=_fixup_code,
         base="kaiming_normal",
@@ -289,7 +294,7 @@ MODEL_SCHEMES: tuple[Scheme, ...] = (
         "skipinit",
         title="SkipInit",
         formula=r"x + \alpha\,F(x),\ \alpha = 0,\ W\ \text{as He's}",
-        source="De & Smith 2020, sec. 4",
+        source="De & Smith 2020, 'Batch Normalization Biases Residual Blocks …'",
         suits="Residual networks with one learnable scalar at the end of every branch.",
         call=_gate_code,
         base="kaiming_normal",
@@ -301,7 +306,7 @@ MODEL_SCHEMES: tuple[Scheme, ...] = (
         "rezero",
         title="ReZero",
         formula=r"x + \alpha\,F(x),\ \alpha = 0,\ W\ \text{as He's}",
-        source="Bachlechner et al. 2021, sec. 3",
+        source="Bachlechner et al. 2021, 'ReZero is All You Need'",
         suits="Residual networks and Transformers that were built with x + α·F(x).",
         call=_gate_code,
         base="kaiming_normal",

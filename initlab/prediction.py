@@ -162,7 +162,7 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
     if chosen.ensemble == "constant" and chosen.weight_mean(1, 1) != 0:
         return "No theory is drawn: equal weights make all units equal, so nothing is Gaussian."
     if chosen.ensemble == "structured":
-        return "No theory is drawn: these weights are not random enough for sums to be Gaussian."
+        return "No theory is drawn: it is for independent weights, and these have a structure."
     if chosen.weight_mean(1, 1) != 0:
         return "No theory is drawn: the theory is for weights of mean 0, and these have another."
     if isinstance(experiment.bias, int | float) and experiment.bias != 0:

@@ -222,7 +222,7 @@ class Scheme:
     def weight_std(
         self, fan_in: float, fan_out: float, gain: float | None = None, *, rows: int | None = None
     ) -> float:
-        """The standard deviation of the weights.
+        """The standard deviation of the weights; nan of a whole-model scheme, whose report says it.
 
         ``rows`` is the first dimension of the weight, which orthogonal and structured schemes need:
         fan_out if not given, which is right for Linear layers.

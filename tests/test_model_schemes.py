@@ -261,6 +261,22 @@ def test_lsuv_keeps_within_its_tolerance_and_its_number_of_corrections():
         assert abs(float(layer(x).var(correction=0)) - 1) > 0.01
 
 
+def test_lsuv_says_which_layers_it_could_not_normalize():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rnn, self.last = nn.Linear(4, 8), nn.GRU(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(self.rnn(3 * self.first(x))[0])
+
+    model, x = Net(), noise(5, 20, 4)
+    report = init_(model, "lsuv", batch=x, seed=0)
+    assert report["last.weight"].note.startswith("scaled by")
+    assert report["rnn.weight_hh_l0"].note.startswith("as drawn: its layer was not called")
+    assert all(abs(variance - 1) < 0.1 for variance in variances(model, x))
+
+
 def test_lsuv_needs_a_batch_and_one_that_varies():
     with pytest.raises(ValueError, match=r"'lsuv' measures the layers' outputs: pass batch="):
         init_(mlp(4, [4]), "lsuv")

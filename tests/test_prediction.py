@@ -88,7 +88,7 @@ def test_where_theory_is_silent_the_sentence_says_why():
         "architecture": SMALL.replace(architecture="cnn"),
         "normalization": SMALL.replace(norm="batch"),
         "equal": SMALL.replace(scheme="ones"),
-        "not random enough": SMALL.replace(scheme="sparse"),
+        "structure": SMALL.replace(scheme="sparse"),
         "mean 0": SMALL.replace(scheme="uniform"),
         "constant bias": SMALL.replace(bias=0.3),
     }

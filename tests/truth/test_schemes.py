@@ -179,7 +179,7 @@ def test_the_dropout_correction_keeps_the_second_moment_through_dropout(keep):
 
 @pytest.mark.parametrize("omega", [1.0, 30.0])
 def test_a_siren_keeps_its_pre_activations_at_unit_variance(omega):
-    """Sitzmann et al. 2020, theorem 1.8: ω₀·h ~ N(0, 1) in every hidden layer, biases aside.
+    """Sitzmann et al. 2020, sec. 3.2: ω₀·h ~ N(0, 1) in every hidden layer, biases aside.
 
     512 wide, 8 deep: E sin² is 1/2 up to e⁻²/2 ≈ 7 %, and each layer scatters by √(2/512) = 6 %.
     """
