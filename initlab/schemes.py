@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from initlab.activations import activation as resolve_activation
@@ -20,8 +19,6 @@ from initlab.errors import unknown_name
 from initlab.model_schemes import MODEL_SCHEMES
 from initlab.scheme_entry import (
     ANY_TENSOR,
-    KERNEL,
-    MATRIX,
     MODES,
     ActivationSpec,
     Fans,
@@ -32,6 +29,7 @@ from initlab.scheme_entry import (
     Scheme,
     bias_code,
 )
+from initlab.structured_schemes import STRUCTURED_SCHEMES, orthogonal_
 from initlab.theory import critical_sigma_w
 
 __all__ = [
@@ -70,15 +68,8 @@ def _fill_trunc_normal(
         nn.init.trunc_normal_(tensor, **cut, generator=generator)
 
 
-def _orthogonal_(tensor: Tensor, gain: float, generator: Any) -> Tensor:
-    """torch's, in float32 where its QR decomposition does not know the dtype."""
-    precise = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    nn.init.orthogonal_(precise, gain, generator=generator)
-    return tensor.copy_(precise)
-
-
 def _fill_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
-    _orthogonal_(tensor, fans.gain, generator)
+    orthogonal_(tensor, fans.gain, generator)
 
 
 def _normal_of(std: Figure) -> Fill:
@@ -163,96 +154,6 @@ def _fan_in_uniform_std(fans: Fans) -> float:
 def _orthogonal_std(fans: Fans) -> float:
     """Rows or columns of norm gain: entries of variance gain²/max(rows, columns)."""
     return fans.gain / math.sqrt(max(fans.rows, fans.fan_in))
-
-
-# What is not random everywhere: ones on a diagonal, a kernel's centre, mirrored blocks, zeros.
-
-
-def _fill_identity(tensor: Tensor, fans: Fans, generator: Any) -> None:
-    nn.init.eye_(tensor).mul_(fans.gain)
-
-
-def _fill_dirac(tensor: Tensor, fans: Fans, generator: Any) -> None:
-    nn.init.dirac_(tensor).mul_(fans.gain)
-
-
-def _diagonal_mean(fans: Fans) -> float:
-    """min(rows, columns) entries hold the gain, all others 0."""
-    return fans.gain / (max(fans.rows, fans.columns) * fans.taps)
-
-
-def _diagonal_std(fans: Fans) -> float:
-    mean = _diagonal_mean(fans)
-    return math.sqrt(mean * (fans.gain - mean))
-
-
-def _fill_delta_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
-    """Zero but for the kernel's centre, which is orthogonal."""
-    centre = tuple(size // 2 for size in tensor.shape[2:])
-    nn.init.zeros_(tensor)
-    _orthogonal_(tensor[(slice(None), slice(None), *centre)], fans.gain, generator)
-
-
-def _delta_orthogonal_std(fans: Fans) -> float:
-    return fans.gain / math.sqrt(max(fans.rows, fans.columns) * fans.taps)
-
-
-def _refuse_fewer_outputs(shape: Sequence[int]) -> str:
-    if shape[0] >= shape[1]:
-        return ""
-    return (
-        f"scheme 'delta_orthogonal' keeps norms only with at least as many output channels as "
-        f"input channels, got {shape[1]} to {shape[0]} (shape {tuple(shape)})"
-    )
-
-
-def _fill_sparse(
-    tensor: Tensor, fans: Fans, generator: Any, *, sparsity: float, std: float
-) -> None:
-    """As torch's, whose zeros ignore the generator; here they come from it too."""
-    rows, columns = tensor.shape
-    zeros = math.ceil(sparsity * rows)
-    nn.init.normal_(tensor, 0.0, std, generator=generator)
-    for column in range(columns):
-        chosen = torch.randperm(rows, generator=generator, device=tensor.device)[:zeros]
-        tensor[chosen, column] = 0
-
-
-def _sparse_std(fans: Fans, *, sparsity: float, std: float) -> float:
-    """Of each column, ⌈sparsity·rows⌉ entries are 0."""
-    return std * math.sqrt(1 - math.ceil(sparsity * fans.rows) / fans.rows)
-
-
-def _fill_looks_linear(tensor: Tensor, fans: Fans, generator: Any, *, mirror: str) -> None:
-    """[[Q, −Q], [−Q, Q]] with Q orthogonal, or one row or column of it."""
-    rows, columns = _halved(tensor.shape[0], tensor.shape[1], mirror)
-    block = _orthogonal_(tensor.new_empty(rows, columns), fans.gain, generator)
-    if mirror != "outputs":
-        block = torch.cat([block, -block], dim=1)
-    if mirror != "inputs":
-        block = torch.cat([block, -block], dim=0)
-    tensor.copy_(block)
-
-
-def _halved(rows: int, columns: int, mirror: str) -> tuple[int, int]:
-    return (
-        rows if mirror == "inputs" else rows // 2,
-        columns if mirror == "outputs" else columns // 2,
-    )
-
-
-def _looks_linear_std(fans: Fans, *, mirror: str) -> float:
-    return fans.gain / math.sqrt(max(_halved(fans.rows, int(fans.columns), mirror)))
-
-
-def _refuse_odd(shape: Sequence[int], *, mirror: str) -> str:
-    mirrored = {"outputs": shape[:1], "inputs": shape[1:2]}.get(mirror, shape[:2])
-    if all(size % 2 == 0 for size in mirrored):
-        return ""
-    return (
-        f"scheme 'looks_linear' mirrors pairs of units, which takes even sizes, got shape "
-        f"{tuple(shape)}; mirror='outputs' is for a first layer, mirror='inputs' for a last one"
-    )
 
 
 def _critical_std(fans: Fans, *, sigma_b: float) -> float:
@@ -360,35 +261,6 @@ def _siren_call(weight: str, gain: float, *, omega: float, position: str) -> str
     return f"bound = {bound}\nnn.init.uniform_({weight}, -bound, bound)"
 
 
-def _scaled_call(function: str) -> Callable[..., str]:
-    """torch's call, which knows no gain, and the multiplication by one."""
-
-    def call(weight: str, gain: float) -> str:
-        line = f"nn.init.{function}({weight})"
-        return line if gain == 1 else f"{line}\nwith torch.no_grad():\n    {weight}.mul_({gain!r})"
-
-    return call
-
-
-def _delta_orthogonal_call(weight: str, gain: float) -> str:
-    return (
-        f"centre = tuple(size // 2 for size in {weight}.shape[2:])\n"
-        f"nn.init.zeros_({weight})\n"
-        f"nn.init.orthogonal_({weight}[(slice(None), slice(None), *centre)], gain={gain!r})"
-    )
-
-
-def _looks_linear_call(weight: str, gain: float, *, mirror: str) -> str:
-    rows = f"{weight}.shape[0]" + ("" if mirror == "inputs" else " // 2")
-    columns = f"{weight}.shape[1]" + ("" if mirror == "outputs" else " // 2")
-    lines = [f"block = nn.init.orthogonal_(torch.empty({rows}, {columns}), gain={gain!r})"]
-    if mirror != "outputs":
-        lines.append("block = torch.cat([block, -block], dim=1)")
-    if mirror != "inputs":
-        lines.append("block = torch.cat([block, -block], dim=0)")
-    return "\n".join([*lines, "with torch.no_grad():", f"    {weight}.copy_(block)"])
-
-
 def _spelt_out(kind: str, weight: str, std: str) -> str:
     if kind == "normal":
         return f"nn.init.normal_({weight}, std={std})"
@@ -445,6 +317,10 @@ def applicable(shape: Sequence[int]) -> list[str]:
     return [name for name, entry in _registry.items() if not entry.why_not(shape)]
 
 
+_LAWS = (
+    ("uniform", _uniform_of, r"U(\pm\sqrt{3}\,\sigma),\ \sigma"),
+    ("normal", _normal_of, r"N(0, \sigma^2),\ \sigma"),
+)
 _MODE = Parameter("fan_in", None, None, "which fan keeps its variance", MODES[:2])
 _SLOPE = Parameter(None, 0.0, 1.0, "negative slope of leaky_relu; None: the activation's gain")
 
@@ -560,11 +436,7 @@ register_scheme(
     uses_gain=False,
 )
 
-for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
-    _law = {
-        "uniform": r"U(\pm\sqrt{3}\,\sigma),\ \sigma",
-        "normal": r"N(0, \sigma^2),\ \sigma",
-    }[_kind]
+for _kind, _fill, _law in _LAWS:
     register_scheme(
         f"xavier_{_kind}",
         title=f"Xavier {_kind}",
@@ -577,11 +449,7 @@ for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
         call=_call(f"xavier_{_kind}_", gain=True),
     )
 
-for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
-    _law = {
-        "uniform": r"U(\pm\sqrt{3}\,\sigma),\ \sigma",
-        "normal": r"N(0, \sigma^2),\ \sigma",
-    }[_kind]
+for _kind, _fill, _law in _LAWS:
     register_scheme(
         f"kaiming_{_kind}",
         title=f"Kaiming (He) {_kind}",
@@ -598,11 +466,7 @@ for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
         parameters={"mode": _MODE, "a": _SLOPE},
     )
 
-for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
-    _law = {
-        "uniform": r"U(\pm\sqrt{3}\,\sigma),\ \sigma",
-        "normal": r"N(0, \sigma^2),\ \sigma",
-    }[_kind]
+for _kind, _fill, _law in _LAWS:
     register_scheme(
         f"lecun_{_kind}",
         title=f"LeCun {_kind}",
@@ -727,92 +591,5 @@ register_scheme(
     },
 )
 
-register_scheme(
-    "identity",
-    title="Identity",
-    family="structured",
-    formula=r"W = g\,I",
-    source="Le et al. 2015 (recurrent ReLU networks); torch.nn.init.eye_",
-    suits="Recurrent weights of ReLU networks; layers that should begin by passing on their input.",
-    fill=_fill_identity,
-    std=_diagonal_std,
-    mean=_diagonal_mean,
-    call=_scaled_call("eye_"),
-    ensemble="structured",
-    dims=MATRIX,
-)
-
-register_scheme(
-    "dirac",
-    title="Dirac",
-    family="structured",
-    formula=r"W_{ij,t} = g\,\delta_{ij}\,\delta_{t,\mathrm{centre}}",
-    source="Zagoruyko & Komodakis 2017; torch.nn.init.dirac_",
-    suits="Convolutions that should begin by passing on their input, channel by channel.",
-    fill=_fill_dirac,
-    std=_diagonal_std,
-    mean=_diagonal_mean,
-    call=_scaled_call("dirac_"),
-    ensemble="structured",
-    dims=KERNEL,
-)
-
-register_scheme(
-    "delta_orthogonal",
-    title="Delta-orthogonal",
-    family="structured",
-    formula=r"W_{\cdot\cdot,t} = g\,Q\,\delta_{t,\mathrm{centre}},\ Q^\top Q = I",
-    source="Xiao et al. 2018, 'Dynamical Isometry and a Mean Field Theory of CNNs'",
-    suits="Very deep plain convolutional networks with tanh: all singular values are g.",
-    fill=_fill_delta_orthogonal,
-    std=_delta_orthogonal_std,
-    call=_delta_orthogonal_call,
-    ensemble="structured",
-    dims=KERNEL,
-    shape_refusal=_refuse_fewer_outputs,
-)
-
-register_scheme(
-    "sparse",
-    title="Sparse",
-    family="structured",
-    formula=r"W_{ij} \sim N(0, \sigma^2),\ \lceil s\,n_\mathrm{out}\rceil\ "
-    r"\text{of each column}\ = 0",
-    source="Martens 2010 (which thins out a unit's inputs); torch.nn.init.sparse_ (its outputs)",
-    suits="Seeing units with few outputs, of a scale that does not depend on the width.",
-    fill=_fill_sparse,
-    std=_sparse_std,
-    call=_call("sparse_"),
-    ensemble="structured",
-    uses_gain=False,
-    dims=MATRIX,
-    parameters={
-        "sparsity": Parameter(
-            0.9, 0.0, 0.99, "share of each column that is 0, rounded up", least=0, most=1
-        ),
-        "std": Parameter(0.01, 0.0, 2.0, "standard deviation of the others", least=0),
-    },
-)
-
-register_scheme(
-    "looks_linear",
-    title="Looks linear",
-    family="structured",
-    formula=r"W = \begin{pmatrix} gQ & -gQ \\ -gQ & gQ \end{pmatrix},\ Q\ \text{orthogonal}",
-    source="Balduzzi et al. 2017, 'The Shattered Gradients Problem' (units in pairs, as in CReLU)",
-    suits="Deep ReLU networks without normalization: at the start they are exactly linear.",
-    fill=_fill_looks_linear,
-    std=_looks_linear_std,
-    call=_looks_linear_call,
-    ensemble="structured",
-    dims=MATRIX,
-    shape_refusal=_refuse_odd,
-    parameters={
-        "mirror": Parameter(
-            "both", None, None, "which units come in pairs ±u", ("both", "outputs", "inputs")
-        )
-    },
-)
-
-for _entry in MODEL_SCHEMES:
+for _entry in (*STRUCTURED_SCHEMES, *MODEL_SCHEMES):
     _registry[_entry.name] = _entry

@@ -40,7 +40,7 @@ FLOORS = [
         "init_report",
     },
     {"surroundings"},
-    {"model_schemes"},
+    {"model_schemes", "structured_schemes"},
     {"schemes"},
     {"reach"},
     {"initialize", "prediction", "diagnosis"},
