@@ -96,11 +96,22 @@ def _as_activation(module: nn.Module) -> Found | None:
     """The module where it is an activation, identity where it is a layer, else None."""
     if is_layer(module):
         return "identity"
+    return module if _is_activation(module) else None
+
+
+def _is_activation(module: nn.Module) -> bool:
+    """Whether it computes an elementwise function.
+
+    To find out takes calling it, which only modules without a state of their own can bear.
+    """
+    stateless = not any((module._modules, module._parameters, module._buffers))
+    if not stateless and not isinstance(module, nn.PReLU):
+        return False
     try:
         resolve_activation(module)
     except TypeError:
-        return None
-    return module
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- from a trace
@@ -144,9 +155,11 @@ class _Graph:
                 self.readers.setdefault(name, []).append(site)
 
     def before(self, site: Site) -> Found:
+        """The activation on the way from the input to this site."""
         return self._first([self.sites[name] for name in site.reads], backwards=True)
 
     def after(self, site: Site) -> Found:
+        """The activation on the way from this site to the output."""
         return self._first(self.readers.get(site.name, []), backwards=False)
 
     def _first(self, sites: Sequence[Site], *, backwards: bool) -> Found:
@@ -155,18 +168,13 @@ class _Graph:
             if site.kind == "activation":
                 return self._activation(site)
             if site.kind in ("norm", "other"):
-                ways = map(self.sites.get, site.reads) if backwards else self.readers[site.name]
-                return self._first([way for way in ways if way], backwards=backwards)
+                return self.before(site) if backwards else self.after(site)
         return "identity"
 
     def _activation(self, site: Site) -> Found:
         """The module, which knows its slope; of a function call, the activation of its name."""
         module = self.model.get_submodule(site.module)
-        try:
-            resolve_activation(module)
-        except TypeError:
-            return ACTIVATIONS.get(site.op, "identity")
-        return module
+        return module if _is_activation(module) else ACTIVATIONS.get(site.op, "identity")
 
     def branches(self) -> Iterator[Branch]:
         """What each residual sum adds to its shortcut: the layers between the fork and the sum."""

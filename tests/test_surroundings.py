@@ -95,6 +95,32 @@ def test_norms_pooling_and_dropout_are_looked_through_in_a_trace_as_in_a_sequent
     assert traced.before["0"] == traced.after["8"] == "identity"
 
 
+def test_modules_with_a_state_are_not_called_to_find_out_what_they_are():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return F.silu(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Counting(), nn.Linear(4, 4))
+    assert "2" not in in_sequential(model).before
+    found = seen(model, X)
+    assert found.before["2"].name == "silu"
+    assert model[1].calls == 0
+
+
+def test_functions_of_the_model_itself_do_not_make_it_an_activation():
+    class Root(nn.Linear):
+        def forward(self, x):
+            return torch.tanh(super().forward(F.elu(x)))
+
+    found = seen(Root(4, 4), X)
+    assert (found.before[""].name, found.after[""].name) == ("elu", "tanh")
+
+
 def test_a_module_that_is_no_sequential_tells_nothing():
     found = in_sequential(Net(lambda m, x: m.a(x)))
     assert (found.before, found.after, found.order) == ({}, {}, ())
