@@ -174,9 +174,10 @@ def _check_model(model: Any) -> None:
             f"layer {packed[0]!r} is quantized: its weights are packed integers, which cannot be "
             "drawn; initialize the float model before quantizing it"
         )
-    if not any(True for _ in model.parameters()):
+    parameters = dict(model.named_parameters())
+    if not parameters:
         raise ValueError(f"model={type(model).__name__}() has no parameters to initialize")
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if parameter.is_meta:
             raise ValueError(
                 f"parameter {name!r} is on the meta device and has no memory to fill; "

@@ -337,7 +337,7 @@ def _owner(name: str) -> tuple[str, str]:
 def _has_shape(module: nn.Module) -> bool:
     """Whether it is not a lazy module that still waits for its first input."""
     uninitialized = nn.parameter.UninitializedParameter
-    return not any(isinstance(p, uninitialized) for p in module.parameters(recurse=False))
+    return not any(isinstance(each, uninitialized) for each in module._parameters.values())
 
 
 def _other_role(module: nn.Module, key: str, parts: Parts) -> Role:

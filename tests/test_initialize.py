@@ -553,12 +553,12 @@ def test_what_was_meant_is_not_flagged(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.3, 0.1), (100.0, 0.5), (1.0, 0.0)])
-def test_the_std_of_a_large_tensor_is_measured_to_five_digits(dtype, mean, std):
+def test_the_std_of_a_large_tensor_is_measured_to_four_digits(dtype, mean, std):
     generator = torch.Generator().manual_seed(0)
-    for rows in (300, 3000):  # 3 blocks, and 32, of which some show the mean
+    for rows in (300, 3000):  # 3 blocks, and 32, of which 4 show whether there is a mean
         tensor = (mean + std * torch.randn(rows, 700, generator=generator)).to(dtype)
         expected = float(tensor.double().std(correction=0))
-        assert measured_std(tensor) == pytest.approx(expected, rel=3e-5, abs=1e-12)
+        assert measured_std(tensor) == pytest.approx(expected, rel=5e-5, abs=1e-12)
 
 
 def test_an_unknown_parameter_is_answered_with_the_nearest():
