@@ -178,8 +178,8 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
     moved = chosen.weight_mean(1, 1) != 0
     if experiment.norm != "none":
         return "No theory is drawn: normalization rescales every layer by what it measures."
-    if chosen.ensemble not in ("iid", "orthogonal", "constant"):
-        return "No theory is drawn: it is for independent or orthogonal weights, not for patterns."
+    if chosen.ensemble == "structured":
+        return "No theory is drawn: it is for independent weights, and these have a structure."
     if experiment.architecture == "cnn" and moved:
         return "No theory is drawn: for convolutions it is for weights of mean 0 only."
     if isinstance(experiment.bias, int | float) and experiment.bias != 0:
@@ -189,6 +189,7 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
     sizes = experiment.sizes
+    bias_std = chosen.bias_std if experiment.bias is None else experiment.bias_std
     layers = []
     for index, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         head = experiment.has_head and index == len(sizes) - 1
@@ -203,7 +204,7 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
                 outputs,
                 var=spread**2,
                 mean=mean,
-                bias_var=_bias_variance(bias, experiment.bias_std, fans[0]),
+                bias_var=_bias_variance(bias, bias_std, fans[0]),
                 uniform_bias=bias == "pytorch_default",
                 orthogonal=chosen.ensemble == "orthogonal",
                 taps=taps,

@@ -38,6 +38,30 @@ def test_every_choice_of_every_menu_draws(explorer):
         assert explorer.trace.names[-1] == "output"
 
 
+def test_the_menu_offers_the_schemes_that_can_fill_the_networks_weights(explorer):
+    menu = explorer.controls["scheme"]
+    assert "identity" in menu.options
+    assert "dirac" not in menu.options
+    explorer.controls["architecture"].value = "cnn"
+    assert "identity" not in menu.options
+    menu.value = "dirac"
+    assert explorer.status.startswith("The signal")
+    explorer.controls["architecture"].value = "mlp"
+    assert "needs a convolution's kernel (3 to 5 dimensions), got shape (16, 64)" in explorer.status
+    menu.value = "orthogonal"
+    assert explorer.status.startswith("The signal")
+    assert explorer.experiment == START.replace(scheme="orthogonal")
+    assert "dirac" not in menu.options
+
+
+def test_an_activation_without_a_critical_point_is_said(explorer):
+    explorer.controls["scheme"].value = "critical"
+    assert explorer.status.startswith("The signal")
+    explorer.controls["activation"].value = "softplus"
+    assert "has no edge of chaos at sigma_b=0" in explorer.status
+    assert explorer.live.dimmed
+
+
 @pytest.mark.parametrize("right", [value for _, value in RIGHT_VIEWS])
 @pytest.mark.parametrize("quantity", ["second_moment", "var", "across_samples_var"])
 def test_every_view_draws(explorer, right, quantity):

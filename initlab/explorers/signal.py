@@ -38,7 +38,6 @@ from initlab.plots import (
     unit_curves,
 )
 from initlab.prediction import Prediction
-from initlab.schemes import SCHEMES
 from initlab.tracing import Trace
 
 RIGHT_VIEWS = (
@@ -131,7 +130,7 @@ class SignalExplorer(widgets.VBox):
     def _make_controls(self) -> dict[str, Any]:
         now = self._experiment
         return {
-            "scheme": choice("scheme", SCHEMES, now.scheme),
+            "scheme": choice("scheme", now.schemes, now.scheme),
             "activation": choice("activation", ACTIVATIONS, now.activation),
             "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
             "width": Number("width", now.width, 8, 1024, step=8, label_width="50px"),
@@ -289,6 +288,7 @@ class SignalExplorer(widgets.VBox):
             self._widths = experiment.widths
             self.controls["scheme_params"].show(experiment.scheme)
             self._offer_bias(experiment.bias)
+            self._offer_schemes()
             for field in dataclasses.fields(experiment):
                 if field.name in self.controls:
                     value = getattr(experiment, field.name)
@@ -305,6 +305,14 @@ class SignalExplorer(widgets.VBox):
         numeric = bias is not None and not isinstance(bias, str)
         extra = [(f"constant {bias}", bias)] if numeric else []
         self.controls["bias"].options = [*_BIASES, *extra]
+
+    def _offer_schemes(self) -> None:
+        """The menu holds the schemes that can fill the weights of the network that is shown."""
+        menu = self.controls["scheme"]
+        if tuple(menu.options) != self._experiment.schemes:
+            with self._quietly():
+                menu.options = self._experiment.schemes
+                menu.value = self._experiment.scheme
 
     def _read(self) -> Experiment:
         """The experiment that the controls describe; ValueError or TypeError if there is none."""
@@ -336,6 +344,7 @@ class SignalExplorer(widgets.VBox):
             except (ValueError, TypeError) as error:
                 self._fail(str(error))
                 return
+            self._offer_schemes()
             self._refresh()
 
     @contextmanager
