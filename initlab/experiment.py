@@ -15,6 +15,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
 from initlab import prediction, scripts
