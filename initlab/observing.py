@@ -503,10 +503,12 @@ class Observer(TorchFunctionMode):
         return numbered
 
     def _lent_name(self) -> str | None:
-        """A module with neither children nor parameters lends its name to its first site."""
+        """A leaf without a matrix of weights (nn.ReLU, nn.PReLU) lends its name to its first site."""
         frame = self._frames[-1]
         module = frame.module
-        if module is None or not frame.path or module._modules or module._parameters:
+        if module is None or not frame.path or module._modules:
+            return None
+        if any(p is not None and p.ndim > 1 for p in module._parameters.values()):
             return None
         return frame.path if len(self._sites()) == frame.before else None
 

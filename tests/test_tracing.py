@@ -673,6 +673,24 @@ def test_a_composed_activation_module_is_one_site():
     assert traced["1"].dead_fraction == 0
 
 
+class Preactivated(nn.Module):
+    """An activation and a weight in one leaf: the layer keeps the leaf's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return F.linear(torch.relu(x), self.weight)
+
+
+def test_an_activation_module_with_a_slope_of_its_own_names_its_own_site():
+    model = nn.Sequential(nn.Linear(6, 6), nn.PReLU(), nn.PReLU(6), Preactivated())
+    traced = trace(model, batch(4, 6))
+    assert traced.names == ("input", "0", "1", "2", "2.relu", "3", "output")
+    assert [site.kind for site in traced[2:4]] == ["activation", "activation"]
+
+
 def test_modules_named_like_the_ends_keep_the_names_unique():
     class Ends(nn.Module):
         def __init__(self):
