@@ -34,10 +34,11 @@ _NAN = math.nan
 
 @dataclass(frozen=True)
 class Stats:
-    """Statistics of one tensor over its finite elements; plain Python numbers.
+    """Statistics of one tensor; plain Python numbers.
 
     Variances are population variances (divided by N). A field that was not asked for, or that has
-    no meaning for this tensor (the across-… ones of a weight), is None.
+    no meaning for this tensor (the across-… ones of a weight), is None. ``nonfinite`` elements make
+    a statistic what arithmetic makes of them: inf, or nan.
     """
 
     mean: float
@@ -118,16 +119,13 @@ class Meter:
         self._moments_only = moments_only
         self._blocks: dict[tuple, _Block] = {}
         self._hard: set[tuple] = set()
+        self._jobs: list[_Job] = []
+        self._sums: list[Sequence[float]] = []
         self._pending: list[tuple[Tensor, list[_Job]]] = []
         self._space = _Space()
         self._of_weights = _Wish(False, not moments_only, False)
         self._of_gradients = _Wish(not moments_only, not moments_only, False)
-        self._of_signals = _Wish(not moments_only, not moments_only, True)
-
-    def _wish(self, job: _Job, zeros: bool) -> _Wish:
-        if not job.has_samples:
-            return self._of_signals._replace(across=False) if zeros else self._of_weights
-        return self._of_signals if zeros else self._of_gradients
+        self._of_signals = _Wish(not moments_only, not moments_only, not moments_only)
 
     def add(self, tensor: Tensor, batch_axis: int | None, zeros: bool, receive: Receive) -> None:
         """Measure a tensor; ``batch_axis`` None means that it has no samples (a weight)."""
@@ -135,17 +133,20 @@ class Meter:
         if numel == 0:
             receive(Stats(_NAN, _NAN, _NAN, None, None, None, 0, 0), None)
             return
-        rows = tensor.shape[batch_axis] if batch_axis is not None and tensor.ndim else 1
-        job = _Job(receive, rows, numel // rows, batch_axis is not None)
+        wish = self._of_signals if zeros else self._of_gradients
+        if batch_axis is None:
+            wish = wish._replace(across=False) if zeros else self._of_weights
         if numel >= _LARGE:
-            self._measure_one(_samples_first(tensor, batch_axis), zeros, job)
+            matrix = _samples_first(tensor, batch_axis)
+            self._measure_one(matrix, wish, _Job(receive, *matrix.shape, wish))
             return
-        key = (tensor.shape, tensor.dtype, tensor.device, batch_axis, zeros)
+        samples = tensor.shape[batch_axis] if batch_axis is not None and tensor.ndim else 1
+        key = (tensor.shape, tensor.dtype, tensor.device, batch_axis, wish)
         block = self._blocks.get(key)
         if block is None:
             block = self._blocks[key] = _Block(tensor)
-        if block.put(tensor, job):
-            self._flush(block, batch_axis, zeros)
+        if block.put(tensor, _Job(receive, samples, numel // samples, wish)):
+            self._flush(block, batch_axis, wish)
 
     def finish(self) -> None:
         """Reduce what is still waiting and deliver every result."""
@@ -153,11 +154,14 @@ class Meter:
             self._flush(block, key[3], key[4])
         self._blocks.clear()
         if self._pending:
-            numbers = torch.cat([raw.cpu() for raw, _ in self._pending]).tolist()
-            self._deliver(numbers, [job for _, jobs in self._pending for job in jobs])
-        self._pending.clear()
+            self._sums += torch.cat([raw.cpu() for raw, _ in self._pending]).tolist()
+            self._jobs += [job for _, jobs in self._pending for job in jobs]
+            self._pending.clear()
+        if self._jobs:
+            _deliver(self._jobs, np.array(self._sums), self._moments_only)
+        self._jobs, self._sums = [], []
 
-    def _flush(self, block: _Block, batch_axis: int | None, zeros: bool) -> None:
+    def _flush(self, block: _Block, batch_axis: int | None, wish: _Wish) -> None:
         if not block.jobs:
             return
         jobs, block.jobs = block.jobs, []
@@ -168,45 +172,40 @@ class Meter:
             axis = batch_axis % (filled.ndim - 1) + 1
             filled = filled.movedim(axis, 1).reshape(len(jobs), filled.shape[axis], -1)
         if filled.is_cuda:
-            self._pending.append((_reduce_finite(filled, zeros), jobs))
+            self._pending.append((_sum_on_device(filled), jobs))
             return
-        wish = self._wish(jobs[0], zeros)
         again = list(range(len(jobs)))
         sums: list[Sequence[float]] = [()] * len(jobs)
         if filled.dtype == torch.float32 and not block.is_hard:
-            sums = _sum_block(filled, torch.float32, wish, self._space).tolist()
+            sums = _sum_block(filled, torch.float32, wish, self._space)
             shape = filled.shape[1:]
             again = [at for at in again if not _is_well_conditioned(sums[at], shape, wish)]
             block.is_hard = 2 * len(again) > len(jobs)
         if again:
             precise = _sum_block(filled[again], torch.float64, wish, self._space)
-            if not np.isfinite(precise[:, 1]).all():
-                precise = _reduce_finite(filled[again], zeros)
-            for at, row in zip(again, precise.tolist(), strict=True):
-                sums[at] = row
-        self._deliver(sums, jobs)
+            for at, row in zip(again, precise, strict=True):
+                sums[at] = row if math.isfinite(row[1]) else _with_nonfinite(row, filled[at])
+        self._sums += sums
+        self._jobs += jobs
 
-    def _measure_one(self, matrix: Tensor, zeros: bool, job: _Job) -> None:
+    def _measure_one(self, matrix: Tensor, wish: _Wish, job: _Job) -> None:
         if matrix.is_cuda:
-            self._pending.append((_reduce_finite(matrix.unsqueeze(0), zeros), [job]))
+            self._pending.append((_sum_on_device(matrix.unsqueeze(0)), [job]))
             return
-        wish = self._wish(job, zeros)
-        if matrix.dtype == torch.float32:
-            key = (matrix.shape, wish)
-            if key not in self._hard:
-                sums = _sum_matrix(matrix, torch.float32, wish, self._space)
-                if _is_well_conditioned(sums, matrix.shape, wish):
-                    job.deliver(sums, self._moments_only)
-                    return
-                self._hard.add(key)
+        self._jobs.append(job)
+        key = (matrix.shape, wish)
+        if matrix.dtype == torch.float32 and key not in self._hard:
+            sums = _sum_matrix(matrix, torch.float32, wish, self._space)
+            if _is_well_conditioned(sums, matrix.shape, wish):
+                self._sums.append(sums)
+                return
+            self._hard.add(key)
         sums = _sum_matrix(matrix, torch.float64, wish, self._space)
         if not math.isfinite(sums[1]):
-            sums = _reduce_finite(matrix.unsqueeze(0), zeros)[0].tolist()
-        job.deliver(sums, self._moments_only)
-
-    def _deliver(self, sums: list[Sequence[float]], jobs: list[_Job]) -> None:
-        for row, job in zip(sums, jobs, strict=True):
-            job.deliver(row, self._moments_only)
+            sums = _with_nonfinite(sums, matrix)
+        elif _is_well_conditioned(sums, matrix.shape, wish):
+            self._hard.discard(key)
+        self._sums.append(sums)
 
 
 class _Wish(NamedTuple):
@@ -215,6 +214,15 @@ class _Wish(NamedTuple):
     across: bool
     extremes: bool
     zeros: bool
+
+
+class _Job(NamedTuple):
+    """Who asked for a tensor's statistics, and what is needed to turn sums into them."""
+
+    receive: Receive
+    samples: int
+    elements: int
+    wish: _Wish
 
 
 class _Block:
@@ -237,61 +245,47 @@ class _Block:
         return len(self.jobs) == self.capacity
 
 
-class _Job:
-    """Who asked for a tensor's statistics, and what is needed to turn sums into them."""
-
-    __slots__ = ("has_samples", "receive", "rows", "units")
-
-    def __init__(self, receive: Receive, rows: int, units: int, has_samples: bool) -> None:
-        self.receive = receive
-        self.rows = rows
-        self.units = units
-        self.has_samples = has_samples
-
-    def deliver(self, row: Sequence[float], moments_only: bool) -> None:
-        total, squares, columns, rows, abs_max, zeros, nonfinite = row
-        numel = self.rows * self.units
-        finite = numel - int(nonfinite) if nonfinite else numel
-        if finite == 0:
-            across = _NAN if self.has_samples and not moments_only else None
-            largest = None if moments_only else _NAN
-            lost = Stats(_NAN, _NAN, _NAN, across, across, largest, numel, numel)
-            self.receive(lost, None if moments_only else zeros / numel)
-            return
-        mean, second = total / finite, squares / finite
-        across = self.has_samples and not moments_only
+def _deliver(jobs: list[_Job], sums: np.ndarray, moments_only: bool) -> None:
+    """Turn seven sums of each tensor into its statistics, of all tensors at once."""
+    total, squares, columns, rows, abs_max, zeros, nonfinite = sums.T
+    samples = np.array([job.samples for job in jobs])
+    elements = np.array([job.elements for job in jobs])
+    numel = samples * elements
+    with np.errstate(over="ignore", invalid="ignore"):  # inf − inf is nan, as it should be
+        mean, second = total / numel, squares / numel
+        var = np.maximum(second - mean * mean, 0.0)
+        of_one = 0.0 * second  # what does not vary has no variance
+        across_samples = np.where(samples > 1, np.maximum(second - columns, 0.0), of_one)
+        across_units = np.where(elements > 1, np.maximum(second - rows, 0.0), of_one)
+    fractions = zeros / numel
+    by_field = (mean, var, second, across_samples, across_units, abs_max, fractions)
+    table = zip(*(values.tolist() for values in (*by_field, nonfinite.astype(int), numel)))
+    for job, row in zip(jobs, table, strict=True):
+        across = job.wish.across
         stats = quick(
             Stats,
-            mean=mean,
-            var=_at_least_0(second - mean * mean),
-            second_moment=second,
-            across_samples_var=_across(second - columns, self.rows) if across else None,
-            across_units_var=_across(second - rows, self.units) if across else None,
-            abs_max=None if moments_only else abs_max,
-            nonfinite=numel - finite,
-            numel=numel,
+            mean=row[0],
+            var=row[1],
+            second_moment=row[2],
+            across_samples_var=row[3] if across else None,
+            across_units_var=row[4] if across else None,
+            abs_max=None if moments_only else row[5],
+            nonfinite=row[7],
+            numel=row[8],
         )
-        self.receive(stats, None if moments_only else zeros / numel)
-
-
-def _at_least_0(difference: float) -> float:
-    return 0.0 if difference < 0 else difference
-
-
-def _across(difference: float, count: int) -> float:
-    return _at_least_0(difference) if count > 1 else 0.0
+        job.receive(stats, row[6] if job.wish.zeros else None)
 
 
 def _samples_first(tensor: Tensor, batch_axis: int | None) -> Tensor:
     """The tensor as samples × elements, without a copy where its memory layout allows.
 
     The order of the elements within a sample does not matter, so it follows the strides: a
-    channels-last image needs no copy either.
+    channels-last image needs no copy either. What has no samples is one sample.
     """
-    if tensor.ndim < 2:
-        return tensor.reshape(1 if batch_axis is None else -1, 1 if batch_axis == 0 else -1)
     if batch_axis is None:
-        return tensor.reshape(tensor.shape[0], -1)
+        return tensor.reshape(1, -1)
+    if tensor.ndim < 2:
+        return tensor.reshape(-1, 1)
     if tensor.is_contiguous() and batch_axis in (0, -tensor.ndim):
         return tensor.view(tensor.shape[0], -1)
     axis = batch_axis % tensor.ndim
@@ -305,6 +299,7 @@ class _Space:
 
     def __init__(self) -> None:
         self._flat: dict[torch.dtype, Tensor] = {}
+        self._flags = np.empty(_BLOCK, dtype=bool)
 
     def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """An uninitialized tensor, valid until the next call with this dtype."""
@@ -313,6 +308,13 @@ class _Space:
         if flat is None or flat.numel() < numel:
             flat = self._flat[dtype] = torch.empty(max(numel, _BLOCK), dtype=dtype)
         return flat[:numel].view(shape)
+
+    def count_zeros(self, values: Tensor) -> int:
+        """How many elements of a flat tensor are exactly 0."""
+        if values.numel() > len(self._flags):
+            self._flags = np.empty(values.numel(), dtype=bool)
+        is_zero = np.equal(values.numpy(), 0, out=self._flags[: values.numel()])
+        return int(np.count_nonzero(is_zero))
 
 
 _ones_of: dict[torch.dtype, Tensor] = {}
@@ -326,7 +328,7 @@ def _ones(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _is_well_conditioned(sums: Sequence[float], shape: torch.Size, wish: _Wish) -> bool:
-    """Whether float32 was good enough: right to about 1e-5 of the second moment.
+    """Whether float32 was good enough: right to about 1e-6 of the second moment.
 
     It is not where a variance is small beside the second moment, or where squares leave its range.
     """
@@ -338,7 +340,7 @@ def _is_well_conditioned(sums: Sequence[float], shape: torch.Size, wish: _Wish) 
     second = squares / numel
     if not 1e-24 < second < 1e24:
         return False
-    least = 0.01 * second
+    least = 0.003 * second
     if second - (total / numel) ** 2 < least:
         return False
     if not wish.across or samples == 1:
@@ -349,89 +351,92 @@ def _is_well_conditioned(sums: Sequence[float], shape: torch.Size, wish: _Wish) 
 def _sum_matrix(
     matrix: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space
 ) -> tuple[float, ...]:
-    """The sums of ``_reduce_finite`` for one matrix, in pieces that the cache can hold."""
+    """Seven sums over one matrix of samples × elements, in pieces that the cache can hold.
+
+    Sum, sum of squares, mean over elements of (mean over samples)², mean over samples of (mean over
+    elements)², largest magnitude, number of zeros, number of non-finite elements. The last is left
+    to ``_with_nonfinite``, which is called where the sum of squares is not finite.
+    """
     samples, elements = matrix.shape
-    height = max(1, PIECE // elements)
-    total = squares = abs_max = 0.0
-    zeros = 0
-    columns, rows = torch.zeros(0), torch.zeros(0)
-    if wish.across:
-        columns, rows = torch.zeros(elements, dtype=dtype), torch.empty(samples, dtype=dtype)
-    for top in range(0, samples, height):
-        piece = matrix if height >= samples else matrix[top : top + height]
+    pieces = (matrix,)
+    if samples * elements > PIECE:
+        pieces = matrix.split(max(1, PIECE // elements))
+        if elements > PIECE and not wish.across:
+            pieces = [part for row in pieces for part in row.split(PIECE, 1)]
+    total = squares = of_columns = of_rows = 0.0
+    low, high, zeros = math.inf, -math.inf, 0
+    columns: Tensor | None = None
+    for piece in pieces:
         if piece.dtype != dtype or not piece.is_contiguous():
             piece = space.take(piece.shape, dtype).copy_(piece)
         flat = piece.view(-1)
         squares += torch.dot(flat, flat).item()
         if wish.across:
-            columns.addmv_(piece.t(), _ones(len(piece), dtype))
-            torch.mv(piece, _ones(elements, dtype), out=rows[top : top + height])
+            rows = piece.sum(1)
+            of_rows += torch.dot(rows, rows).item()
+            if columns is None:
+                columns = piece.sum(0)
+            else:
+                columns.addmv_(piece.t(), _ones(len(piece), dtype))
         else:
-            total += torch.dot(flat, _ones(len(flat), dtype)).item()
+            total += flat.sum().item()
         if wish.extremes:
-            array = flat.numpy()  # numpy is two to three times as fast at these
-            low, high = float(array.min()), float(array.max())
-            abs_max = max(abs_max, high, -low)
-            if wish.zeros and low <= 0 <= high:
-                zeros += int(np.count_nonzero(array == 0))
-    if not wish.across:
-        return total, squares, 0.0, 0.0, abs_max, zeros, 0.0
-    of_columns = torch.dot(columns, columns).item() / (elements * samples**2)
-    of_rows = torch.dot(rows, rows).item() / (samples * elements**2)
-    return columns.sum().item(), squares, of_columns, of_rows, abs_max, zeros, 0.0
+            least, most = torch.aminmax(flat)
+            low, high = min(low, least.item()), max(high, most.item())
+        if wish.zeros and low <= 0 <= high:
+            zeros += space.count_zeros(flat)
+    if columns is not None:
+        total = columns.sum().item()
+        of_columns = torch.dot(columns, columns).item() / (elements * samples**2)
+        of_rows /= samples * elements**2
+    return total, squares, of_columns, of_rows, max(high, -low), zeros, 0.0
 
 
-def _sum_block(block: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space) -> np.ndarray:
-    """The sums of ``_reduce_finite`` for many small matrices at once (k × samples × elements)."""
+def _sum_block(
+    block: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space
+) -> list[Sequence[float]]:
+    """The sums of ``_sum_matrix`` for many small matrices at once (k × samples × elements)."""
     count, samples, elements = block.shape
     if block.dtype != dtype or not block.is_contiguous():
         block = space.take(block.shape, dtype).copy_(block)
-    ones = _ones(samples, dtype)
-    columns = torch.bmm(ones.expand(count, 1, samples), block).squeeze(1).numpy()
-    array = block.view(count, -1).numpy()
+    flat = block.view(count, -1)
     sums = np.zeros((count, 7))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed again
-        sums[:, 0] = columns.sum(1, dtype=np.float64)
-        sums[:, 1] = [np.dot(row, row) for row in array]
-        if not wish.extremes:
-            return sums
+        np.square(torch.linalg.vector_norm(flat, dim=1).numpy(), out=sums[:, 1])
         if wish.across:
-            rows = block.view(-1, elements).mv(_ones(elements, dtype)).view(count, -1).numpy()
+            columns, rows = block.sum(1).numpy(), block.sum(2).numpy()
+            sums[:, 0] = columns.sum(1)
             sums[:, 2] = np.einsum("ij,ij->i", columns, columns) / (elements * samples**2)
             sums[:, 3] = np.einsum("ij,ij->i", rows, rows) / (samples * elements**2)
-        low, high = array.min(1), array.max(1)
-        sums[:, 4] = np.maximum(high, -low)
-        if wish.zeros and low.min() <= 0 <= high.max():
-            sums[:, 5] = _count_true(array == 0)
-    return sums
+        else:
+            sums[:, 0] = flat.sum(1).numpy()
+        if wish.extremes:
+            low, high = flat.amin(1).numpy(), flat.amax(1).numpy()
+            sums[:, 4] = np.maximum(high, -low)
+            if wish.zeros and low.min() <= 0 <= high.max():
+                sums[:, 5] = [space.count_zeros(row) for row in flat]
+    return sums.tolist()
 
 
-def _reduce_finite(block: Tensor, zeros: bool) -> Tensor:
-    """Seven sums over the finite elements of each matrix of k × samples × elements, as k × 7.
+def _with_nonfinite(sums: Sequence[float], matrix: Tensor) -> Sequence[float]:
+    """The same sums with what only a tensor that has infinities or nans makes necessary."""
+    abs_max = matrix.abs().max().item()  # nan where there is one
+    zeros, nonfinite = int((matrix == 0).sum()), int((~torch.isfinite(matrix)).sum())
+    return (*sums[:4], abs_max, zeros, nonfinite)
 
-    Sum, sum of squares, mean over elements of (mean over samples)², mean over samples of (mean over
-    elements)², largest magnitude, number of zeros, number of non-finite elements. The other
-    reductions give the same numbers, faster, where all elements are finite.
-    """
-    count = len(block)
-    finite = torch.isfinite(block)
-    precise = block.to(torch.float64).masked_fill(~finite, 0.0)
-    squared = precise.square()
 
-    def mean_square_of_means(dim: int) -> Tensor:
-        weight = finite.sum(dim).to(torch.float64)
-        # E[x²] − this must be the mean of the variances, each over its own finite elements.
-        inside = squared.sum(dim) / weight - (precise.sum(dim) / weight).square()
-        return squared.sum((1, 2)) / finite.sum((1, 2)) - inside.nanmean(1)
-
+def _sum_on_device(block: Tensor) -> Tensor:
+    """The sums of ``_sum_matrix`` for k × samples × elements, as k × 7, without waiting for any."""
+    precise = block.to(torch.float64)
+    columns, rows = precise.mean(1), precise.mean(2)
     parts = [
-        precise.sum((1, 2)),
-        squared.sum((1, 2)),
-        mean_square_of_means(1),
-        mean_square_of_means(2),
-        precise.abs().view(count, -1).amax(1),
-        (block == 0).sum((1, 2)) if zeros else torch.zeros(count, device=block.device),
-        (~finite).sum((1, 2)),
+        rows.sum(1) * block.shape[2],
+        precise.square().sum((1, 2)),
+        columns.square().mean(1),
+        rows.square().mean(1),
+        precise.abs().amax((1, 2)),
+        (block == 0).sum((1, 2)),
+        (~torch.isfinite(block)).sum((1, 2)),
     ]
     return torch.stack([part.to(torch.float64) for part in parts], 1)
 
@@ -493,8 +498,10 @@ class UnitMeter:
         if z.numel() == 0 or z.ndim == 0:
             return
         if z.numel() >= _LARGE or z.is_cuda:
-            units = z.movedim(unit_axis, -1).unsqueeze(0)
-            receive(_dead_units(units, phi)[0] / units.shape[-1], _outside(units, phi)[0])
+            dead = None if z.is_cuda else _dead_by_peaks(z, unit_axis, phi)
+            if dead is None:
+                dead = _dead_units(z.movedim(unit_axis, -1).unsqueeze(0), phi)[0]
+            receive(dead / z.shape[unit_axis], _outside(z.unsqueeze(0), phi)[0])
             return
         key = (id(phi), z.shape, z.dtype, unit_axis)
         entry = self._blocks.get(key)
@@ -527,20 +534,28 @@ def _dead_units(z: Tensor, phi: Activation) -> list[int]:
     between = tuple(range(1, z.ndim - 1))
     peaks = z.amax(between) if between else z
     low, high, flat_below = _alive_range(phi, z.dtype)
-    if flat_below and not z.is_cuda and float(peaks.max()) < high:
-        return (peaks <= low).sum(1).tolist()
     dead = (peaks <= low) if flat_below else torch.zeros_like(peaks, dtype=torch.bool)
     unsure = ~((peaks > low) & (peaks < high) | dead)
-    counts = dead.sum(1)
+    found = dead.sum(1).tolist()
     if not bool(unsure.any()):
-        return counts.tolist()
-    found = counts.tolist()
+        return found
     for index, doubtful in enumerate(unsure):
         units = doubtful.nonzero().squeeze(1)
         if len(units):
             rows = z[index].reshape(-1, z.shape[-1])
             found[index] += _dead_among(rows, units, phi)
     return found
+
+
+def _dead_by_peaks(z: Tensor, unit_axis: int, phi: Activation) -> int | None:
+    """How many units of one tensor on the CPU are dead, where their largest z alone decides it."""
+    low, high, flat_below = _alive_range(phi, z.dtype)
+    if not flat_below or z.dtype == torch.bfloat16:
+        return None
+    axis = unit_axis % z.ndim
+    between = [dim for dim in range(z.ndim) if dim != axis]
+    peaks = (z.amax(between) if between else z).numpy()
+    return int(np.count_nonzero(peaks <= low)) if peaks.max() < high else None
 
 
 def _dead_among(rows: Tensor, units: Tensor, phi: Activation) -> int:

@@ -5,9 +5,8 @@ operation with weights; of every activation function, however it is called; of e
 of every residual sum (an addition of equal shapes, both of which depend on the input); the output
 of any other leaf module (kind ``other``); and the output of the model.
 
-**What is measured of a tensor h** (each over its finite elements; ``nonfinite`` counts the rest).
-Samples are the entries of ``batch_dim``, units the elements of one sample. Variances are population
-variances: divided by N, not N − 1.
+**What is measured of a tensor h.** Samples are the entries of ``batch_dim``, units the elements of
+one sample. Variances are population variances: divided by N, not N − 1.
 
 - ``mean`` E[h] and ``second_moment`` E[h²], over samples and units together. The second moment is
   what σ_w²·E φ² + σ_b² propagates.
@@ -18,6 +17,10 @@ variances: divided by N, not N − 1.
 - ``across_units_var``: the variance over the units of each sample, averaged over the samples. It is
   0 where all units do the same: unbroken symmetry.
 - ``abs_max``: the largest magnitude.
+- ``nonfinite``: how many elements are infinite or nan. Nothing is left out of the other numbers
+  because of them: they are what arithmetic over all elements gives. One infinity makes E[h²] and
+  ``abs_max`` inf, E[h] ±inf (nan where there are both) and the variances nan; one nan makes all of
+  them nan. So a moment is a number only where every element is.
 - ``zero_fraction``: elements that are exactly 0.
 - ``saturated_fraction``, of an activation: elements whose *pre-activation* lies in the declared
   tails of the activation; None where it declares none (relu).
@@ -40,8 +43,8 @@ L is the loss where a target is given, the output itself where it is a scalar, a
 inner product of the output with a random cotangent of unit variance, so that gradients are relative
 to the output.
 
-Sums are accumulated in float64: a standard deviation of 1e-30 is reported as 1e-30, and a variance
-is right where the mean is 10⁴ times the standard deviation. Squares of float64 tensors beyond
+Sums are right where float32 would lose them: a standard deviation of 1e-30 is reported as 1e-30, and
+a variance is right where the mean is 10⁴ times the standard deviation. Squares of float64 tensors beyond
 10^±154 leave the range of Python's own floats; ``abs_max`` stays right there.
 """
 

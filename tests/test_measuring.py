@@ -80,26 +80,58 @@ def test_float64_is_summed_in_float64():
     assert measured(tensor * 1e100)[0].nonfinite == 0
 
 
-@pytest.mark.parametrize("shape", [(16, 20), (64, 1000)])
-def test_non_finite_elements_are_counted_and_left_out(shape):
-    tensor = torch.randn(shape)
-    tensor[3, 5], tensor[:, 7], tensor[2, 2] = math.nan, math.inf, 0.0
+SPOILED = {
+    "one infinity": ([math.inf], math.inf, math.inf, math.inf),
+    "minus infinity": ([-math.inf, -math.inf], -math.inf, math.inf, math.inf),
+    "both infinities": ([math.inf, -math.inf], math.nan, math.inf, math.inf),
+    "a nan": ([math.nan], math.nan, math.nan, math.nan),
+    "a nan and an infinity": ([math.nan, math.inf], math.nan, math.nan, math.nan),
+}
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (64, 1000), (3, 100_000), (1, 70_000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_moments_of_a_partly_overflowed_tensor_are_those_of_all_its_elements(shape, dtype, spoil):
+    values, mean, second, largest = SPOILED[spoil]
+    tensor = torch.randn(shape).to(dtype)
+    tensor[0, 7], tensor[-1, 3 : 3 + len(values)] = 0.0, torch.tensor(values).to(dtype)
     stats, zeros = measured(tensor)
-    finite = tensor[torch.isfinite(tensor)].double()
-    assert stats.nonfinite == tensor.numel() - finite.numel() == shape[0] + 1
-    assert stats.mean == pytest.approx(float(finite.mean()))
-    assert stats.var == pytest.approx(float(finite.var(correction=0)))
-    assert zeros == 1 / tensor.numel()
-    columns = [c[torch.isfinite(c)] for c in tensor.double().unbind(1)]
-    across = [float(c.var(correction=0)) for c in columns if len(c)]
-    assert stats.across_samples_var == pytest.approx(sum(across) / len(across))
+    assert stats.nonfinite == len(values)
+    assert stats.numel == tensor.numel()
+    found = (stats.mean, stats.second_moment, stats.abs_max)
+    assert found == pytest.approx((mean, second, largest), nan_ok=True)
+    assert math.isnan(stats.var)
+    assert math.isnan(stats.across_samples_var)
+    assert math.isnan(stats.across_units_var)
+    assert zeros == pytest.approx(float((tensor == 0).double().mean()))
+    some, _ = measured(tensor, moments_only=True)
+    assert (some.mean, some.second_moment) == pytest.approx((mean, second), nan_ok=True)
+    assert some.nonfinite == len(values)
 
 
-def test_a_tensor_without_finite_elements_has_no_moments():
-    stats, _ = measured(torch.full((5, 3), math.nan))
-    assert stats.nonfinite == 15
-    assert math.isnan(stats.mean)
-    assert math.isnan(stats.second_moment)
+def test_an_overflow_does_not_spoil_its_neighbours():
+    tensors = [torch.randn(16, 20) for _ in range(3)]
+    tensors[1][0, 0] = math.inf
+    results: list[Stats] = []
+    meter = Meter()
+    for tensor in tensors:
+        meter.add(tensor, 0, True, lambda stats, _: results.append(stats))
+    meter.finish()
+    assert [stats.nonfinite for stats in results] == [0, 1, 0]
+    assert_right(results[0], tensors[0])
+    assert_right(results[2], tensors[2])
+
+
+def test_a_shape_that_once_needed_care_is_measured_fast_and_right_again():
+    results: list[Stats] = []
+    meter = Meter()
+    tensors = [torch.randn(100, 200) + offset for offset in (0.0, 1e4, 0.0, 0.0)]
+    for tensor in tensors:
+        meter.add(tensor, 0, True, lambda stats, _: results.append(stats))
+    meter.finish()
+    for stats, tensor in zip(results, tensors, strict=True):
+        assert_right(stats, tensor)
 
 
 def test_the_batch_dimension_may_be_any():
