@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from initlab.activations import Activation
 
@@ -86,9 +86,9 @@ _PLAIN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
 def why_opaque(tensor: Tensor) -> str | None:
     """Why a tensor cannot be measured, in words; None where it can be."""
+    usual = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in _PLAIN
     transformed = torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
-    usual = type(tensor) is Tensor and tensor.dtype in _PLAIN and tensor.layout is torch.strided
-    if usual and not transformed and not tensor.is_meta:
+    if usual and not transformed and tensor.layout is torch.strided and not tensor.is_meta:
         return None
     if tensor.layout is not torch.strided:
         return f"{str(tensor.layout).removeprefix('torch.')} tensor: not measured"

@@ -43,12 +43,14 @@ _WRITES = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "_
 
 
 class Record:
-    """A site while it is being measured; what it has in common with ``Site`` has the same name."""
+    """A site while it is being measured; what it has in common with ``Site`` has the same name.
+
+    What is not found out is not set on the instance: ``vars`` gives what is.
+    """
 
     name: str = ""
     shape: tuple[int, ...] = ()
     reads: tuple[str, ...] = ()
-    channels_first: bool = False
     forward: Stats | None = None
     backward: Stats | None = None
     zero_fraction: float | None = None
@@ -70,6 +72,7 @@ class Record:
         self.op = op
         self.module = module
         self.depth = depth
+        self.channels_first = False
 
     def receive_forward(self, stats: Stats, zeros: float | None) -> None:
         self.forward, self.zero_fraction = stats, zeros
@@ -124,13 +127,12 @@ class Observer(TorchFunctionMode):
     """Records the sites of one forward pass of a model, and their gradients."""
 
     def __init__(
-        self, model: nn.Module, state: Preserved, wanted: Wanted, batch_size: int, batch_dim: int
+        self, state: Preserved, wanted: Wanted, batch_size: int, batch_dim: int
     ) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.leaves: dict[int, Tensor] = {}
         self.in_backward = False
-        self._model = model
         self._state = state
         self._wanted = wanted
         self._batch_size = batch_size
@@ -162,7 +164,7 @@ class Observer(TorchFunctionMode):
 
         The hooks are torch's global ones, removed again below: nothing is put on a module.
         """
-        for name, module in self._model.named_modules():
+        for name, module in self._state.modules:
             path = name.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
             self._known[id(module)] = (module, path, _role(path, module))
             for leaf, parameter in module._parameters.items():

@@ -53,7 +53,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal
 
 import torch
@@ -63,7 +63,7 @@ from torch import Tensor, nn
 from initlab.errors import unknown_name
 from initlab.measuring import Histogram, Stats, quick
 from initlab.observing import HIDDEN, Observer, Record, Wanted
-from initlab.preserving import is_lazy, preserved
+from initlab.preserving import is_lazy, named_modules, preserved
 from initlab.sites import Site, Trace
 
 __all__ = ["Histogram", "Site", "Stats", "Trace", "trace"]
@@ -135,7 +135,7 @@ def trace(
         _check_target(target, loss_fn, batch_size)
         _materialize(model, copies, seed)
         with preserved(model, seed) as state:
-            observer = Observer(model, state, wanted, batch_size, batch_dim)
+            observer = Observer(state, wanted, batch_size, batch_dim)
             try:
                 observer.install()
                 signal = _forward(model, observer, copies, output, backward)
@@ -292,7 +292,7 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor], seen: dict[int,
 
 def _materialize(model: nn.Module, copies: _Inputs, seed: int) -> None:
     """Give lazy modules their shapes, and leave nothing else behind."""
-    lazy = [module for module in model.modules() if is_lazy(module)]
+    lazy = [module for _, module in named_modules(model) if is_lazy(module)]
     if not lazy:
         return
     with preserved(model, seed), torch.no_grad():
@@ -503,16 +503,15 @@ def _backward_reentrant(
 # ---------------------------------------------------------------- result
 
 
-_RECORDED = [
-    field.name
-    for field in fields(Site)
-    if field.name not in ("index", "reached", "fan_in", "fan_out")
-]
+_UNSET = {field.name: field.default for field in fields(Site) if field.default is not MISSING}
 
 
 def _site(record: Record, index: int, backward: bool) -> Site:
-    fan_in, fan_out = (None if f is None or f != f else f for f in (record.fan_in, record.fan_out))
-    reached = record.backward is not None if backward else None
-    assert record.forward is not None
-    recorded = {name: getattr(record, name) for name in _RECORDED}
-    return quick(Site, index=index, reached=reached, fan_in=fan_in, fan_out=fan_out, **recorded)
+    found = _UNSET | vars(record)
+    del found["channels_first"]
+    found["index"] = index
+    found["reached"] = record.backward is not None if backward else None
+    for fan in ("fan_in", "fan_out"):
+        if found[fan] != found[fan]:
+            found[fan] = None
+    return quick(Site, **found)
