@@ -137,8 +137,7 @@ class Meter:
         if batch_axis is None:
             wish = wish._replace(across=False) if zeros else self._of_weights
         if numel >= _LARGE:
-            matrix = _samples_first(tensor, batch_axis)
-            self._measure_one(matrix, wish, _Job(receive, *matrix.shape, wish))
+            self._measure_one(_samples_first(tensor, batch_axis), wish, receive)
             return
         samples = tensor.shape[batch_axis] if batch_axis is not None and tensor.ndim else 1
         key = (tensor.shape, tensor.dtype, tensor.device, batch_axis, wish)
@@ -188,23 +187,24 @@ class Meter:
         self._sums += sums
         self._jobs += jobs
 
-    def _measure_one(self, matrix: Tensor, wish: _Wish, job: _Job) -> None:
+    def _measure_one(self, matrix: Tensor, wish: _Wish, receive: Receive) -> None:
+        shape = matrix.shape
+        job = _Job(receive, shape[0], shape[1], wish)
         if matrix.is_cuda:
             self._pending.append((_sum_on_device(matrix.unsqueeze(0)), [job]))
             return
         self._jobs.append(job)
-        key = (matrix.shape, wish)
-        if matrix.dtype == torch.float32 and key not in self._hard:
+        if matrix.dtype == torch.float32 and (shape, wish) not in self._hard:
             sums = _sum_matrix(matrix, torch.float32, wish, self._space)
-            if _is_well_conditioned(sums, matrix.shape, wish):
+            if _is_well_conditioned(sums, shape, wish):
                 self._sums.append(sums)
                 return
-            self._hard.add(key)
+            self._hard.add((shape, wish))
         sums = _sum_matrix(matrix, torch.float64, wish, self._space)
         if not math.isfinite(sums[1]):
             sums = _with_nonfinite(sums, matrix)
-        elif _is_well_conditioned(sums, matrix.shape, wish):
-            self._hard.discard(key)
+        elif _is_well_conditioned(sums, shape, wish):
+            self._hard.discard((shape, wish))
         self._sums.append(sums)
 
 
@@ -358,38 +358,42 @@ def _sum_matrix(
     to ``_with_nonfinite``, which is called where the sum of squares is not finite.
     """
     samples, elements = matrix.shape
-    pieces = (matrix,)
-    if samples * elements > PIECE:
-        pieces = matrix.split(max(1, PIECE // elements))
-        if elements > PIECE and not wish.across:
-            pieces = [part for row in pieces for part in row.split(PIECE, 1)]
-    total = squares = of_columns = of_rows = 0.0
-    low, high, zeros = math.inf, -math.inf, 0
+    total = squares = of_columns = of_rows = abs_max = zeros = 0.0
     columns: Tensor | None = None
-    for piece in pieces:
+    for piece in _pieces(matrix, wish):
         if piece.dtype != dtype or not piece.is_contiguous():
             piece = space.take(piece.shape, dtype).copy_(piece)
         flat = piece.view(-1)
         squares += torch.dot(flat, flat).item()
-        if wish.across:
+        if not wish.across:
+            total += flat.sum().item()
+        else:
             rows = piece.sum(1)
             of_rows += torch.dot(rows, rows).item()
             if columns is None:
                 columns = piece.sum(0)
             else:
                 columns.addmv_(piece.t(), _ones(len(piece), dtype))
-        else:
-            total += flat.sum().item()
         if wish.extremes:
-            least, most = torch.aminmax(flat)
-            low, high = min(low, least.item()), max(high, most.item())
-        if wish.zeros and low <= 0 <= high:
-            zeros += space.count_zeros(flat)
+            low, high = torch.aminmax(flat)
+            low, high = low.item(), high.item()
+            abs_max = max(abs_max, high, -low)
+            if wish.zeros and low <= 0 <= high:
+                zeros += space.count_zeros(flat)
     if columns is not None:
         total = columns.sum().item()
         of_columns = torch.dot(columns, columns).item() / (elements * samples**2)
         of_rows /= samples * elements**2
-    return total, squares, of_columns, of_rows, max(high, -low), zeros, 0.0
+    return total, squares, of_columns, of_rows, abs_max, zeros, 0.0
+
+
+def _pieces(matrix: Tensor, wish: _Wish) -> Sequence[Tensor]:
+    samples, elements = matrix.shape
+    if samples * elements <= PIECE:
+        return (matrix,)
+    if elements > PIECE and not wish.across:
+        return matrix.reshape(-1).split(PIECE)
+    return matrix.split(max(1, PIECE // elements))
 
 
 def _sum_block(
@@ -501,7 +505,8 @@ class UnitMeter:
             dead = None if z.is_cuda else _dead_by_peaks(z, unit_axis, phi)
             if dead is None:
                 dead = _dead_units(z.movedim(unit_axis, -1).unsqueeze(0), phi)[0]
-            receive(dead / z.shape[unit_axis], _outside(z.unsqueeze(0), phi)[0])
+            outside = None if phi.tails is None else _outside(z.unsqueeze(0), phi)[0]
+            receive(dead / z.shape[unit_axis], outside)
             return
         key = (id(phi), z.shape, z.dtype, unit_axis)
         entry = self._blocks.get(key)
