@@ -1,8 +1,8 @@
 """The statistics of one tensor, small enough in time and memory to be taken of every tensor.
 
 Sums are accumulated in float64, where neither the square of a float32 number nor the difference
-E[x²] − mean² at mean/std = 10⁴ loses anything that matters; in float32 only where a look at the
-result shows that nothing was lost. Small tensors of equal shape share a block and are reduced
+E[x²] − mean² at mean/std = 10⁴ loses anything that matters; in float32 where a look at the result
+shows that nothing was lost. Small tensors of equal shape share a block and are reduced
 together, because there the calls cost more than the arithmetic; large ones are reduced in pieces of
 at most ``PIECE`` elements, so that no large copy is ever made.
 
@@ -25,8 +25,8 @@ from initlab.activations import Activation
 PIECE = 2**16
 """Elements reduced at once: the temporary memory is a few times this, at 8 bytes each."""
 
-_BLOCK = 2**16
-_LARGE = 2**13
+_BLOCK = 2**17
+_LARGE = 2**15
 _MOST_SAMPLES = 1024
 _BINS = 64
 _NAN = math.nan
@@ -176,12 +176,13 @@ class Meter:
         again = list(range(len(jobs)))
         sums: list[Sequence[float]] = [()] * len(jobs)
         if filled.dtype == torch.float32 and not block.is_hard:
-            sums = _sum_block(filled, torch.float32, wish, self._space)
+            sums[:] = _sum_block(filled, torch.float32, wish, self._space)
             shape = filled.shape[1:]
             again = [at for at in again if not _is_well_conditioned(sums[at], shape, wish)]
             block.is_hard = 2 * len(again) > len(jobs)
         if again:
-            precise = _sum_block(filled[again], torch.float64, wish, self._space)
+            rest = filled if len(again) == len(jobs) else filled[again]
+            precise = _sum_block(rest, torch.float64, wish, self._space)
             for at, row in zip(again, precise, strict=True):
                 sums[at] = row if math.isfinite(row[1]) else _with_nonfinite(row, filled[at])
         self._sums += sums
@@ -258,8 +259,9 @@ def _deliver(jobs: list[_Job], sums: np.ndarray, moments_only: bool) -> None:
         across_samples = np.where(samples > 1, np.maximum(second - columns, 0.0), of_one)
         across_units = np.where(elements > 1, np.maximum(second - rows, 0.0), of_one)
     fractions = zeros / numel
-    by_field = (mean, var, second, across_samples, across_units, abs_max, fractions)
-    table = zip(*(values.tolist() for values in (*by_field, nonfinite.astype(int), numel)))
+    fields = [mean, var, second, across_samples, across_units, abs_max, fractions]
+    fields += [nonfinite.astype(int), numel]
+    table = zip(*(values.tolist() for values in fields), strict=True)
     for job, row in zip(jobs, table, strict=True):
         across = job.wish.across
         stats = quick(
@@ -391,14 +393,12 @@ def _pieces(matrix: Tensor, wish: _Wish) -> Sequence[Tensor]:
     samples, elements = matrix.shape
     if samples * elements <= PIECE:
         return (matrix,)
-    if elements > PIECE and not wish.across:
-        return matrix.reshape(-1).split(PIECE)
+    if not wish.across and matrix.is_contiguous():
+        return matrix.view(-1).split(PIECE)
     return matrix.split(max(1, PIECE // elements))
 
 
-def _sum_block(
-    block: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space
-) -> list[Sequence[float]]:
+def _sum_block(block: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space) -> list[list[float]]:
     """The sums of ``_sum_matrix`` for many small matrices at once (k × samples × elements)."""
     count, samples, elements = block.shape
     if block.dtype != dtype or not block.is_contiguous():
@@ -502,11 +502,7 @@ class UnitMeter:
         if z.numel() == 0 or z.ndim == 0:
             return
         if z.numel() >= _LARGE or z.is_cuda:
-            dead = None if z.is_cuda else _dead_by_peaks(z, unit_axis, phi)
-            if dead is None:
-                dead = _dead_units(z.movedim(unit_axis, -1).unsqueeze(0), phi)[0]
-            outside = None if phi.tails is None else _outside(z.unsqueeze(0), phi)[0]
-            receive(dead / z.shape[unit_axis], outside)
+            _measure_units(z.unsqueeze(0), unit_axis, phi, [receive])
             return
         key = (id(phi), z.shape, z.dtype, unit_axis)
         entry = self._blocks.get(key)
@@ -521,46 +517,42 @@ class UnitMeter:
         self._blocks.clear()
 
     def _flush(self, block: _Block, unit_axis: int, phi: Activation) -> None:
-        if not block.jobs:
-            return
-        filled = block.values[: len(block.jobs)]
-        units = filled.movedim(unit_axis % (filled.ndim - 1) + 1, -1)
-        dead, outside = _dead_units(units, phi), _outside(units, phi)
-        for count, fraction, receive in zip(dead, outside, block.jobs, strict=True):
-            receive(count / units.shape[-1], fraction)
-        block.jobs = []
+        if block.jobs:
+            _measure_units(block.values[: len(block.jobs)], unit_axis, phi, block.jobs)
+            block.jobs = []
 
 
-def _dead_units(z: Tensor, phi: Activation) -> list[int]:
-    """For each tensor of a block (first dimension), how many units (last) have φ' = 0 throughout.
+def _measure_units(z: Tensor, unit_axis: int, phi: Activation, receivers: list[Any]) -> None:
+    """Deliver what a UnitMeter finds in each tensor of a block (first dimension)."""
+    axis = unit_axis % (z.ndim - 1) + 1
+    units = z.shape[axis]
+    dead = _dead_units(z, axis, phi)
+    outside = [None] * len(z) if phi.tails is None else _outside(z, *phi.tails)
+    for count, fraction, receive in zip(dead, outside, receivers, strict=True):
+        receive(count / units, fraction)
+
+
+def _dead_units(z: Tensor, axis: int, phi: Activation) -> list[int]:
+    """For each tensor of a block, how many units (along ``axis``) have φ' = 0 throughout.
 
     Where the largest z of a unit falls mostly decides it; the units left over are looked at fully.
     """
-    between = tuple(range(1, z.ndim - 1))
+    between = [dim for dim in range(1, z.ndim) if dim != axis]
     peaks = z.amax(between) if between else z
     low, high, flat_below = _alive_range(phi, z.dtype)
+    if flat_below and not z.is_cuda and peaks.max().item() < high:
+        return _count_true((peaks <= low).numpy())
     dead = (peaks <= low) if flat_below else torch.zeros_like(peaks, dtype=torch.bool)
     unsure = ~((peaks > low) & (peaks < high) | dead)
     found = dead.sum(1).tolist()
     if not bool(unsure.any()):
         return found
     for index, doubtful in enumerate(unsure):
-        units = doubtful.nonzero().squeeze(1)
-        if len(units):
-            rows = z[index].reshape(-1, z.shape[-1])
-            found[index] += _dead_among(rows, units, phi)
+        chosen = doubtful.nonzero().squeeze(1)
+        if len(chosen):
+            rows = z[index].movedim(axis - 1, -1).reshape(-1, z.shape[axis])
+            found[index] += _dead_among(rows, chosen, phi)
     return found
-
-
-def _dead_by_peaks(z: Tensor, unit_axis: int, phi: Activation) -> int | None:
-    """How many units of one tensor on the CPU are dead, where their largest z alone decides it."""
-    low, high, flat_below = _alive_range(phi, z.dtype)
-    if not flat_below or z.dtype == torch.bfloat16:
-        return None
-    axis = unit_axis % z.ndim
-    between = [dim for dim in range(z.ndim) if dim != axis]
-    peaks = (z.amax(between) if between else z).numpy()
-    return int(np.count_nonzero(peaks <= low)) if peaks.max() < high else None
 
 
 def _dead_among(rows: Tensor, units: Tensor, phi: Activation) -> int:
@@ -626,11 +618,8 @@ def _slope(phi: Activation, z: Tensor) -> Tensor:
         return phi.derivative(z)
 
 
-def _outside(z: Tensor, phi: Activation) -> list[float | None]:
-    """For each tensor of a block, the fraction that lies in the tails of φ; None: it has none."""
-    if phi.tails is None:
-        return [None] * len(z)
-    low, high = phi.tails
+def _outside(z: Tensor, low: float, high: float) -> list[float]:
+    """For each tensor of a block, the fraction that lies below ``low`` or above ``high``."""
     if z.is_cuda:
         counts = ((z < low) | (z > high)).flatten(1).sum(1).tolist()
     else:

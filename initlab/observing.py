@@ -126,9 +126,7 @@ class Wanted:
 class Observer(TorchFunctionMode):
     """Records the sites of one forward pass of a model, and their gradients."""
 
-    def __init__(
-        self, state: Preserved, wanted: Wanted, batch_size: int, batch_dim: int
-    ) -> None:
+    def __init__(self, state: Preserved, wanted: Wanted, batch_size: int, batch_dim: int) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.leaves: dict[int, Tensor] = {}
@@ -505,7 +503,7 @@ class Observer(TorchFunctionMode):
         return numbered
 
     def _lent_name(self) -> str | None:
-        """A leaf without a matrix of weights (nn.ReLU, nn.PReLU) lends its name to its first site."""
+        """A leaf without a matrix of weights (ReLU, PReLU) lends its name to its first site."""
         frame = self._frames[-1]
         module = frame.module
         if module is None or not frame.path or module._modules:

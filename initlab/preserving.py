@@ -40,8 +40,7 @@ class Preserved:
             for p in _tensors_of(self.modules, "_parameters")
         ]
         self._buffers = [
-            (b, b.detach().clone(), b.requires_grad)
-            for b in _tensors_of(self.modules, "_buffers")
+            (b, b.detach().clone(), b.requires_grad) for b in _tensors_of(self.modules, "_buffers")
         ]
         self._owners: dict[int, Tensor] | None = None
         self._written: dict[int, tuple[Tensor, Tensor]] = {}

@@ -43,9 +43,9 @@ L is the loss where a target is given, the output itself where it is a scalar, a
 inner product of the output with a random cotangent of unit variance, so that gradients are relative
 to the output.
 
-Sums are right where float32 would lose them: a standard deviation of 1e-30 is reported as 1e-30, and
-a variance is right where the mean is 10⁴ times the standard deviation. Squares of float64 tensors beyond
-10^±154 leave the range of Python's own floats; ``abs_max`` stays right there.
+Sums are right where float32 would lose them: a standard deviation of 1e-30 is reported as 1e-30,
+and a variance is right where the mean is 10⁴ times the standard deviation. Squares of float64
+tensors beyond 10^±154 leave the range of Python's own floats; ``abs_max`` stays right there.
 """
 
 from __future__ import annotations
