@@ -88,8 +88,11 @@ def why_opaque(tensor: Tensor) -> str | None:
     """Why a tensor cannot be measured, in words; None where it can be."""
     usual = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in _PLAIN
     transformed = torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
-    if usual and not transformed and tensor.layout is torch.strided and not tensor.is_meta:
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    if usual and not transformed and strided and not tensor.is_meta:
         return None
+    if tensor.is_nested:
+        return "nested tensor: not measured"
     if tensor.layout is not torch.strided:
         return f"{str(tensor.layout).removeprefix('torch.')} tensor: not measured"
     if tensor.is_complex():

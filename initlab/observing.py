@@ -9,8 +9,9 @@ parameter it is or was computed from. Nothing keeps a tensor alive.
 from __future__ import annotations
 
 import re
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
@@ -32,7 +33,15 @@ from initlab.measuring import (
     unmeasured,
     why_opaque,
 )
-from initlab.operations import OPERATIONS, Call, Kind, Operation, activation_of, tensors_in
+from initlab.operations import (
+    OPERATIONS,
+    Call,
+    Kind,
+    Operation,
+    activation_of,
+    argument,
+    tensors_in,
+)
 from initlab.preserving import Preserved
 
 RESERVED = ("input", "output")
@@ -99,6 +108,9 @@ class _Origin(NamedTuple):
     parameter: Tensor | None
 
 
+_OUT_OF_SIGHT = _Origin(weakref.ref(torch.empty(0)), None, True, None)
+
+
 class _Frame:
     """One module that is being called."""
 
@@ -153,6 +165,7 @@ class Observer(TorchFunctionMode):
         }
         self._owners: dict[int, list[tuple[str, str]]] = {}
         self._parameters: dict[int, Tensor] = {}
+        self._hidden: dict[int, list[Record]] = {}
         self._recomputed: dict[int, list[Record]] | None = None
 
     # ------------------------------------------------------------ modules
@@ -204,8 +217,9 @@ class Observer(TorchFunctionMode):
         self._muted -= frame.role != "plain"
         if self._muted or frame.role == "hidden" or output is None:
             return
+        named = frame.path or isinstance(module, torch.jit.ScriptModule)
         if frame.role == "plain" and not (
-            frame.is_leaf and frame.path and len(self._sites()) == frame.before
+            frame.is_leaf and named and len(self._sites()) == frame.before
         ):
             return
         with torch._C.DisableTorchFunction():
@@ -218,7 +232,7 @@ class Observer(TorchFunctionMode):
         tensor = next(tensors_in(output), None)
         if tensor is None or not _is_signal(tensor):
             return
-        if self._origin(tensor) is None:  # the module hid how its output came about
+        if self._seen(tensor) is None:  # the module hid how its output came about
             self._follow((args, {}), output)
         if frame.role == "attention":
             weight = next((p for p in module.parameters(recurse=False) if p.ndim > 1), None)
@@ -230,10 +244,12 @@ class Observer(TorchFunctionMode):
         else:
             origin = self._origin(tensor)
             if origin is not None and origin.dependent:
-                title = type(module).__name__
+                title = getattr(module, "original_name", type(module).__name__)
                 kind: Kind = "norm" if _LOOKS_NORM.search(title) else "other"
                 operation = Operation(kind, title)
-                self._add(tensor, operation, frame.path, (args, {}), module=frame.path)
+                record = self._add(tensor, operation, frame.path, (args, {}), module=frame.path)
+                if isinstance(module, torch.jit.ScriptModule) and record.note is None:
+                    record.note = SCRIPTED
 
     def _opaque_activation(
         self, frame: _Frame, module: nn.Module, args: tuple[Any, ...], tensor: Tensor
@@ -263,6 +279,8 @@ class Observer(TorchFunctionMode):
         call: Call = (args, kwargs or {})
         operation = None if self._muted else OPERATIONS.get(func)
         if operation is None:
+            if func is torch.autograd.backward and self._is_recomputing():
+                return self._run_backward_observed(call)
             self._announce_write(func, call)
             result = func(*args, **call[1])
             self._follow(call, result, func)
@@ -435,7 +453,7 @@ class Observer(TorchFunctionMode):
                 reads.append(source.record.name)
         record.reads = tuple(reads)
         record.name = self._unique(name, record)
-        record.shape = tuple(tensor.shape)
+        record.shape = _shape(tensor)
         self._sites().append(record)
         self._remember(tensor, record, dependent, None)
         record.note = why_opaque(tensor)
@@ -451,9 +469,25 @@ class Observer(TorchFunctionMode):
         if not self._wanted.backward:
             return
         if tensor.requires_grad:
-            tensor.register_hook(partial(self._receive_gradient, record, axis))
+            self._ask_for_gradient(record, tensor, axis, call)
         elif not torch.is_grad_enabled():
             record.note = HIDDEN
+            for section in _sections_running():
+                self._hidden.setdefault(section, []).append(record)
+
+    def _ask_for_gradient(
+        self, record: Record, tensor: Tensor, axis: int | None, call: Call
+    ) -> None:
+        """Have the gradient of a site measured when the backward pass gets to it.
+
+        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view.
+        """
+        receive = partial(self._receive_gradient, record, axis)
+        whole = tensor._base
+        if whole is not None and call[0] and call[0][0] is tensor:
+            whole.register_hook(partial(_receive_part, receive, _Part.of(tensor, whole)))
+        else:
+            tensor.register_hook(receive)
 
     def _measure_options(self, tensor: Tensor, axis: int | None, record: Record) -> None:
         if self._wanted.histogram:
@@ -467,8 +501,9 @@ class Observer(TorchFunctionMode):
         axis = 1 if record.channels_first and z.ndim > 2 else -1
         self._unit_meter.add(z.detach(), axis, phi, record.receive_units)
 
-    def _receive_gradient(self, record: Record, axis: int | None, gradient: Tensor) -> None:
-        if not self.in_backward:  # the model differentiates something on its own
+    def _receive_gradient(self, record: Record, axis: int | None, gradient: Tensor | None) -> None:
+        # What reaches nothing may be None; outside our pass, the model differentiates on its own.
+        if gradient is None or not self.in_backward:
             return
         if gradient.layout is torch.strided:
             self._meter.add(gradient.detach(), axis, False, record.receive_backward)
@@ -572,8 +607,8 @@ class Observer(TorchFunctionMode):
         if self._wanted.backward and weight.requires_grad:
             weight.register_hook(partial(self._receive_weight_gradient, record))
 
-    def _receive_weight_gradient(self, record: Record, gradient: Tensor) -> None:
-        if self.in_backward and why_opaque(gradient) is None:
+    def _receive_weight_gradient(self, record: Record, gradient: Tensor | None) -> None:
+        if gradient is not None and self.in_backward and why_opaque(gradient) is None:
             self._meter.add(gradient.detach(), None, False, record.receive_weight_grad)
 
     def parameters_requiring_grad(self) -> list[Tensor]:
@@ -597,11 +632,20 @@ class Observer(TorchFunctionMode):
     ) -> None:
         self._origins[id(tensor)] = _Origin(weakref.ref(tensor), record, dependent, parameter)
 
-    def _origin(self, tensor: Tensor) -> _Origin | None:
+    def _seen(self, tensor: Tensor) -> _Origin | None:
+        """Where a tensor comes from, if a function that was seen made it."""
         origin = self._origins.get(id(tensor))
         if origin is not None and origin.tensor() is tensor:
             return origin
         return None
+
+    def _origin(self, tensor: Tensor) -> _Origin | None:
+        """Where a tensor comes from; what code out of sight (TorchScript, an extension) has computed
+        with gradients is taken to depend on the input."""
+        origin = self._origins.get(id(tensor))
+        if origin is not None and origin.tensor() is tensor:
+            return origin
+        return _OUT_OF_SIGHT if tensor.grad_fn is not None else None
 
     def _sources(self, call: Call) -> list[_Origin]:
         """The origins of all tensor arguments that have one."""
@@ -613,18 +657,21 @@ class Observer(TorchFunctionMode):
                 origin = origins.get(id(value))
                 if origin is not None and origin.tensor() is value:
                     found.append(origin)
+                elif value.grad_fn is not None:
+                    found.append(_OUT_OF_SIGHT)
             elif isinstance(value, list | tuple | dict):
                 found += [o for t in tensors_in(value) if (o := self._origin(t)) is not None]
         return found
 
     def _call_origin(self, call: Call) -> _Origin | None:
-        """The origin of a result: that of the first argument that depends on the input, or that
-        of the first that comes from a parameter."""
+        """The origin of a result: that of the first argument that was computed from the input, else
+        that of an input, else that of the first that comes from a parameter."""
         sources = self._sources(call)
-        for origin in sources:
-            if origin.dependent:
+        dependent = [origin for origin in sources if origin.dependent]
+        for origin in dependent:
+            if origin.record is not None and origin.record.kind != "input":
                 return origin
-        return sources[0] if sources else None
+        return next(iter(dependent or sources), None)
 
     def _follow(
         self, call: Call, result: Any, func: Any = None, record: Record | None = None
@@ -647,24 +694,38 @@ class Observer(TorchFunctionMode):
 
     # ------------------------------------------------------------ recomputation
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether reentrant checkpoints ran in the forward pass."""
+        return bool(self._hidden)
+
     def expect_recomputation(self) -> None:
         """Watch reentrant checkpoints run their sections again inside the backward pass."""
         self._recomputed = {}
         self._frames = [_Frame("", None, "plain", 0)]
 
+    def _run_backward_observed(self, call: Call) -> None:
+        """The backward pass of a section that ran again, in which others may run again."""
+        with self:
+            accumulate(argument(call, 0, "tensors"), argument(call, 1, "grad_tensors"))
+
     def _is_recomputing(self) -> bool:
         return self._recomputed is not None and _section() >= 0
 
     def _match_recomputed(self) -> None:
-        """Hand the gradients of recomputed sites to the sites of the forward pass."""
-        if not self._recomputed:
-            return
-        again = [record for key in sorted(self._recomputed) for record in self._recomputed[key]]
-        hidden = [record for record in self.records if record.note == HIDDEN]
-        if [(r.op, r.shape) for r in again] != [(r.op, r.shape) for r in hidden]:
-            return
-        for first, second in zip(hidden, again, strict=True):
-            first.backward, first.note = second.backward, None
+        """Hand the gradients of recomputed sites to those of the forward pass.
+
+        A checkpoint inside another one first runs again when the outer one does: its sites come
+        from the pass before last, so the sections that ran last are matched first.
+        """
+        for section, again in reversed((self._recomputed or {}).items()):
+            hidden = self._hidden.get(section, [])
+            if [(r.op, r.shape) for r in again] != [(r.op, r.shape) for r in hidden]:
+                for record in hidden:
+                    record.note = "its checkpoint ran differently the second time: gradient unknown"
+                continue
+            for first, second in zip(hidden, again, strict=True):
+                first.backward, first.note = second.backward, second.note
 
     def finish(self) -> None:
         """Compute what is still waiting."""
@@ -674,6 +735,15 @@ class Observer(TorchFunctionMode):
 
 
 HIDDEN = "computed without gradients: not reached"
+SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
+
+
+def accumulate(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+    """``torch.autograd.backward``, which as a torch function would run unobserved."""
+    torch.autograd.graph._engine_run_backward(
+        tuple(tensors), tuple(gradients), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
 
 
 def _section() -> int:
@@ -682,6 +752,23 @@ def _section() -> int:
     if node is None or "CheckpointFunction" not in node.name():
         return -1
     return node._sequence_nr()
+
+
+def _sections_running() -> list[int]:
+    """The reentrant checkpoints that are running a section without gradients, innermost first.
+
+    Each is known by the sequence number of its node, under which ``_section`` sees it again.
+    """
+    checkpointing = sys.modules.get("torch.utils.checkpoint")
+    if checkpointing is None:
+        return []
+    code = checkpointing.CheckpointFunction.forward.__code__
+    running, frame = [], sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            running.append(frame.f_locals["ctx"]._sequence_nr())
+        frame = frame.f_back
+    return running
 
 
 def _role(path: str, module: nn.Module) -> str:
@@ -711,6 +798,37 @@ def _recognize(z: Tensor | None, output: Tensor) -> Activation | None:
             if phi.name != "identity" and torch.allclose(phi(some), found, rtol=1e-4, atol=1e-6):
                 return phi
     return None
+
+
+class _Part(NamedTuple):
+    """Where the elements of a view lie in its base."""
+
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+    view_strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, view: Tensor, base: Tensor) -> _Part:
+        offset = view.storage_offset() - base.storage_offset()
+        return cls(base.stride(), tuple(view.shape), view.stride(), offset)
+
+
+def _receive_part(
+    receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None
+) -> None:
+    """Pass on that part of the gradient of a base which is the gradient of a view of it."""
+    if gradient is None or gradient.layout is not torch.strided:
+        return
+    laid_out = torch.empty_strided(
+        gradient.shape, part.strides, dtype=gradient.dtype, device=gradient.device
+    ).copy_(gradient)
+    receive(laid_out.as_strided(part.shape, part.view_strides, part.offset))
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Of a nested tensor, whose parts have shapes of their own, how many there are."""
+    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
 
 
 def _may_overwrite(module: nn.Module) -> bool:

@@ -36,7 +36,7 @@ class Preserved:
             if not is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
         self._parameters = [
-            (p, p.detach(), p.data_ptr(), p.requires_grad, p.grad)
+            (p, p.detach(), _pointer(p), p.requires_grad, p.grad)
             for p in _tensors_of(self.modules, "_parameters")
         ]
         self._buffers = [
@@ -53,7 +53,11 @@ class Preserved:
         if tensor.layout is not torch.strided or not tensor.numel() or is_wrapped(tensor):
             return
         if self._owners is None:
-            self._owners = {_storage(old): old for _, old, *_ in self._parameters if old.numel()}
+            self._owners = {
+                _storage(old): old
+                for _, old, *_ in self._parameters
+                if old.numel() and old.layout is torch.strided
+            }
         owner = self._owners.get(_storage(tensor))
         if owner is not None and id(owner) not in self._written:
             self._written[id(owner)] = (owner, owner.clone())
@@ -67,7 +71,7 @@ class Preserved:
             for values, saved in self._written.values():
                 values.copy_(saved)
             for parameter, values, pointer, requires_grad, grad in self._parameters:
-                if parameter.data_ptr() != pointer or parameter.shape != values.shape:
+                if _pointer(parameter) != pointer or parameter.shape != values.shape:
                     parameter.data = values
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
@@ -112,6 +116,11 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, module._modules
+
+
+def _pointer(tensor: Tensor) -> int:
+    """Where the values lie; of a sparse tensor, whose values lie in several places, which it is."""
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -62,7 +62,7 @@ from torch import Tensor, nn
 
 from initlab.errors import unknown_name
 from initlab.measuring import Histogram, Stats, quick
-from initlab.observing import HIDDEN, Observer, Record, Wanted
+from initlab.observing import Observer, Record, Wanted, accumulate
 from initlab.preserving import is_lazy, named_modules, preserved
 from initlab.sites import Site, Trace
 
@@ -234,6 +234,11 @@ class _Inputs:
         if not self.tensors:
             raise ValueError("no tensor among the inputs: there is nothing to trace")
         for name, tensor in self.tensors.values():
+            if tensor.is_nested:
+                raise ValueError(
+                    f"{name} is a nested tensor, whose samples have shapes of their own: pad it, "
+                    "as with torch.nested.to_padded_tensor(…, 0.0)"
+                )
             if tensor.numel() == 0 and -tensor.ndim <= batch_dim < tensor.ndim:
                 size = tensor.shape[batch_dim]
                 what = f"{size} samples along batch_dim {batch_dim}" if not size else "no elements"
@@ -436,6 +441,8 @@ def _backward(
     root = signal if scalar is None else scalar
     if root.is_complex():
         raise ValueError("the output is complex: pick a real function of it with output=…")
+    if root.is_nested:
+        raise ValueError("the output is a nested tensor: pick or pad a dense one with output=…")
     if not root.requires_grad:
         raise ValueError(
             "the output has no gradient: it was computed under no_grad, detached, or from frozen "
@@ -471,7 +478,7 @@ def _cotangent(signal: Tensor, probe: Probe, seed: int) -> Tensor:
 
 def _has_reentrant_checkpoint(root: Tensor, observer: Observer) -> bool:
     """Whether a section of the graph will be run again inside the backward pass."""
-    if not any(record.note == HIDDEN for record in observer.records):
+    if not observer.has_checkpoints:
         return False
     waiting, seen = [root.grad_fn], set()
     while waiting:
@@ -488,15 +495,10 @@ def _has_reentrant_checkpoint(root: Tensor, observer: Observer) -> bool:
 def _backward_reentrant(
     observer: Observer, root: Tensor, cotangent: Tensor, leaves: list[Tensor]
 ) -> list[Tensor | None]:
-    """``autograd.grad`` cannot pass a reentrant checkpoint: accumulate in ``.grad`` instead.
-
-    This is ``torch.autograd.backward``, which as a torch function would run unobserved.
-    """
+    """``autograd.grad`` cannot pass a reentrant checkpoint: accumulate in ``.grad`` instead."""
     observer.expect_recomputation()
     with observer:
-        torch.autograd.graph._engine_run_backward(
-            (root,), (cotangent,), False, False, (), allow_unreachable=True, accumulate_grad=True
-        )
+        accumulate((root,), (cotangent,))
     return [leaf.grad for leaf in leaves]
 
 
