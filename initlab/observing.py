@@ -640,7 +640,7 @@ class Observer(TorchFunctionMode):
         return None
 
     def _origin(self, tensor: Tensor) -> _Origin | None:
-        """Where a tensor comes from; what code out of sight (TorchScript, an extension) has computed
+        """Where a tensor comes from; what code out of sight (TorchScript, an extension) computed
         with gradients is taken to depend on the input."""
         origin = self._origins.get(id(tensor))
         if origin is not None and origin.tensor() is tensor:
@@ -810,13 +810,11 @@ class _Part(NamedTuple):
 
     @classmethod
     def of(cls, view: Tensor, base: Tensor) -> _Part:
-        offset = view.storage_offset() - base.storage_offset()
+        offset = int(view.storage_offset()) - int(base.storage_offset())
         return cls(base.stride(), tuple(view.shape), view.stride(), offset)
 
 
-def _receive_part(
-    receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None
-) -> None:
+def _receive_part(receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None) -> None:
     """Pass on that part of the gradient of a base which is the gradient of a view of it."""
     if gradient is None or gradient.layout is not torch.strided:
         return
