@@ -282,7 +282,8 @@ class Observer(TorchFunctionMode):
             if func is torch.autograd.backward and self._is_recomputing():
                 return self._run_backward_observed(call)
             self._announce_write(func, call)
-            result = func(*args, **call[1])
+            call = _as_if_untracked(func, call)
+            result = func(*call[0], **call[1])
             self._follow(call, result, func)
             return result
         if self.in_backward and not self._is_recomputing():
@@ -822,6 +823,26 @@ def _receive_part(receive: Callable[[Tensor], None], part: _Part, gradient: Tens
         gradient.shape, part.strides, dtype=gradient.dtype, device=gradient.device
     ).copy_(gradient)
     receive(laid_out.as_strided(part.shape, part.view_strides, part.offset))
+
+
+_ONLY_UNTRACKED = {
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__deepcopy__,
+    Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
+}
+
+
+def _as_if_untracked(func: Any, call: Call) -> Call:
+    """The same call, where only our tracking of the inputs would make torch refuse it.
+
+    A batch as the user has it has a ``numpy()``, can be copied deeply, and can be told to require
+    gradients (wav2vec2 tells its own so); as the result of a function it could not.
+    """
+    args, kwargs = call
+    if func not in _ONLY_UNTRACKED or args[0].is_leaf:
+        return call
+    return (args[0].detach(), *args[1:]), kwargs
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -573,6 +575,26 @@ def test_a_batch_in_any_container(wrap, unwrap):
     assert traced["fc"].reached
     assert traced["input"].reached
     assert torch.equal(x, kept)
+
+
+class Handling(Tapped):
+    """Does to its batch what torch allows with tensors that need no gradient only."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        view = x[:, :]
+        view.requires_grad = True
+        kept = copy.deepcopy(x)
+        scale = float(x.numpy().std()) + float(np.asarray(kept).mean())
+        return self.tap("fc", self.fc(view * scale))
+
+
+def test_a_model_may_handle_its_batch_as_if_nobody_watched():
+    traced = check(Handling(), batch(5, 6))
+    assert traced["input"].reached
 
 
 class FromScalar(Tapped):
