@@ -110,6 +110,15 @@ def test_moments_of_a_partly_overflowed_tensor_are_those_of_all_its_elements(sha
     assert some.nonfinite == len(values)
 
 
+@pytest.mark.parametrize("shape", [(256, 64), (181, 181), (1000, 300)])
+def test_sums_over_few_distinct_values_are_not_rounded_one_way(shape):
+    pixels = torch.randint(0, 17, shape, generator=torch.Generator().manual_seed(0)) / 16 - 0.3
+    expected = plain(pixels)
+    stats, _ = measured(pixels)
+    assert stats.second_moment == pytest.approx(expected["second_moment"], rel=1e-5)
+    assert stats.across_samples_var == pytest.approx(expected["across_samples_var"], rel=1e-4)
+
+
 def test_an_overflow_does_not_spoil_its_neighbours():
     tensors = [torch.randn(16, 20) for _ in range(3)]
     tensors[1][0, 0] = math.inf
