@@ -136,6 +136,7 @@ class Meter:
         if numel == 0:
             receive(Stats(_NAN, _NAN, _NAN, None, None, None, 0, 0), None)
             return
+        tensor = _within_reach(tensor)
         wish = self._of_signals if zeros else self._of_gradients
         if batch_axis is None:
             wish = wish._replace(across=False) if zeros else self._of_weights
@@ -247,6 +248,11 @@ class _Block:
         self.slots[len(self.jobs)].copy_(tensor)
         self.jobs.append(job)
         return len(self.jobs) == self.capacity
+
+
+def _within_reach(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy of it where its device may know no float64 (Apple's)."""
+    return tensor if tensor.is_cpu or tensor.is_cuda else tensor.cpu()
 
 
 def _deliver(jobs: list[_Job], sums: np.ndarray, moments_only: bool) -> None:
@@ -516,6 +522,7 @@ class UnitMeter:
         """Measure z, or copy it, before this returns; its units lie along ``unit_axis``."""
         if z.numel() == 0 or z.ndim == 0:
             return
+        z = _within_reach(z)
         if z.numel() >= _LARGE or z.is_cuda:
             _measure_units(z.unsqueeze(0), unit_axis, phi, [receive])
             return

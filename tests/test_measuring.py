@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from initlab.activations import ACTIVATIONS, activation
-from initlab.measuring import Meter, Stats, UnitMeter, geometry, histogram, why_opaque
+from initlab.measuring import (
+    Meter,
+    Stats,
+    UnitMeter,
+    _deliver,
+    _Job,
+    _sum_on_device,
+    _Wish,
+    geometry,
+    histogram,
+    why_opaque,
+)
 
 SHAPES = [(3, 1), (8, 5), (4, 3, 8, 8), (256, 256), (1000, 300), (24, 3, 64, 64), (1, 300_000)]
 
@@ -117,6 +128,21 @@ def test_sums_over_few_distinct_values_are_not_rounded_one_way(shape):
     stats, _ = measured(pixels)
     assert stats.second_moment == pytest.approx(expected["second_moment"], rel=1e-5)
     assert stats.across_samples_var == pytest.approx(expected["across_samples_var"], rel=1e-4)
+
+
+@pytest.mark.parametrize("spoil", [None, math.inf, -math.inf, math.nan])
+def test_the_sums_taken_on_a_gpu_are_those_taken_on_the_cpu(spoil):
+    tensors = torch.randn(3, 20, 30).relu()
+    if spoil is not None:
+        tensors[1, 2, 3] = spoil
+    found: list[tuple[Stats, float | None]] = []
+    job = _Job(lambda *result: found.append(result), 20, 30, _Wish(True, True, True))
+    _deliver([job] * 3, _sum_on_device(tensors).numpy(), moments_only=False)
+    for tensor, (stats, zeros) in zip(tensors, found, strict=True):
+        expected, expected_zeros = measured(tensor)
+        assert zeros == expected_zeros
+        for name, value in vars(expected).items():
+            assert getattr(stats, name) == pytest.approx(value, rel=1e-5, nan_ok=True), name
 
 
 def test_an_overflow_does_not_spoil_its_neighbours():
