@@ -39,9 +39,9 @@ one sample. Variances are population variances: divided by N, not N − 1.
   singular values of the samples × units matrix, divided by their sum (Roy & Vetterli 2007). The
   last two look at the first 1,024 samples.
 
-**What cannot be measured** says so in ``note``: complex, sparse, quantized and nested tensors, those
-inside functorch transforms, what TorchScript has compiled (its output is measured), and gradients of
-what ran under ``no_grad``. What lies around them is measured as usual.
+**What cannot be measured** says so in ``note``: complex, sparse, quantized and nested tensors,
+those inside functorch transforms, what TorchScript has compiled (its output is measured), and
+gradients of what ran under ``no_grad``. What lies around them is measured as usual.
 
 L is the loss where a target is given, the output itself where it is a scalar, and otherwise the
 inner product of the output with a random cotangent of unit variance, so that gradients are relative
