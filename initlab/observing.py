@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
@@ -404,6 +405,16 @@ class Observer(TorchFunctionMode):
             return False
         left, right = self._origin(args[0]), self._origin(args[1])
         return left is not None and right is not None and left.dependent and right.dependent
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Remember where tensors come from, and make no sites of what is done to them."""
+        self._muted += 1
+        try:
+            with self:
+                yield
+        finally:
+            self._muted -= 1
 
     # ------------------------------------------------------------ sites
 

@@ -329,7 +329,8 @@ def _forward(
             last = observer.records[-1].name
             error.add_note(f"initlab.trace: raised in the forward pass, after site {last!r}")
             raise
-        signal = _pick(result, selector)
+        with observer.following():
+            signal = _pick(result, selector)
         observer.see_output(signal)
     return signal
 

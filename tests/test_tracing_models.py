@@ -537,6 +537,14 @@ def test_an_output_that_is_already_a_loss():
     assert trace(model, model_kwargs={"input_ids": tokens})["output"].shape == (4, 3, 9)
 
 
+def test_a_function_of_the_output_is_followed_and_makes_no_site():
+    model, x = small(), batch(5, 6)
+    traced = trace(model, x, output=lambda h: torch.relu(h).square().mean())
+    assert traced.names == ("input", "0", "1", "2", "output")
+    assert traced["output"].reads == ("2",)
+    assert traced["output"].backward.mean == 1
+
+
 class Encoding(collections.UserDict):
     """A batch as tokenizers return it."""
 
