@@ -9,9 +9,8 @@ parameter it is or was computed from. Nothing keeps a tensor alive.
 from __future__ import annotations
 
 import re
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from initlab.activations import ACTIVATIONS, Activation, Elementwise
+from initlab.checkpoints import Checkpoints, accumulate
 from initlab.measuring import (
     Histogram,
     Meter,
     Stats,
-    UnitMeter,
     geometry,
     histogram,
     unmeasured,
@@ -44,6 +43,7 @@ from initlab.operations import (
     tensors_in,
 )
 from initlab.preserving import Preserved
+from initlab.units import UnitMeter
 
 RESERVED = ("input", "output")
 _OWN_WEIGHT = re.compile(r"^(weight|[qkv]_proj_weight|in_proj_weight)")
@@ -144,6 +144,7 @@ class Observer(TorchFunctionMode):
         self.records: list[Record] = []
         self.leaves: dict[int, Tensor] = {}
         self.in_backward = False
+        self.checkpoints: Checkpoints[Record] = Checkpoints()
         self._state = state
         self._wanted = wanted
         self._batch_size = batch_size
@@ -166,8 +167,6 @@ class Observer(TorchFunctionMode):
         }
         self._owners: dict[int, list[tuple[str, str]]] = {}
         self._parameters: dict[int, Tensor] = {}
-        self._hidden: dict[int, list[Record]] = {}
-        self._recomputed: dict[int, list[Record]] | None = None
 
     # ------------------------------------------------------------ modules
 
@@ -280,14 +279,14 @@ class Observer(TorchFunctionMode):
         call: Call = (args, kwargs or {})
         operation = None if self._muted else OPERATIONS.get(func)
         if operation is None:
-            if func is torch.autograd.backward and self._is_recomputing():
+            if func is torch.autograd.backward and self.checkpoints.is_running_again():
                 return self._run_backward_observed(call)
             self._announce_write(func, call)
             call = _as_if_untracked(func, call)
             result = func(*call[0], **call[1])
             self._follow(call, result, func)
             return result
-        if self.in_backward and not self._is_recomputing():
+        if self.in_backward and not self.checkpoints.is_running_again():
             return func(*args, **call[1])
         return self._handlers[operation.kind](operation, func, call)
 
@@ -434,9 +433,7 @@ class Observer(TorchFunctionMode):
 
     def _sites(self) -> list[Record]:
         """Where new records go: to the trace, or to the section being recomputed."""
-        if self._recomputed is None or not self.in_backward:
-            return self.records
-        return self._recomputed.setdefault(_section(), [])
+        return self.checkpoints.sites_again() if self.in_backward else self.records
 
     def _new_record(self, kind: Kind, op: str, module: str) -> Record:
         return Record(kind, op, module, self._depth)
@@ -484,8 +481,7 @@ class Observer(TorchFunctionMode):
             self._ask_for_gradient(record, tensor, axis, call)
         elif not torch.is_grad_enabled():
             record.note = HIDDEN
-            for section in _sections_running():
-                self._hidden.setdefault(section, []).append(record)
+            self.checkpoints.add(record)
 
     def _ask_for_gradient(
         self, record: Record, tensor: Tensor, axis: int | None, call: Call
@@ -704,16 +700,11 @@ class Observer(TorchFunctionMode):
             if self._parameters.get(id(tensor)) is not tensor:
                 self._remember(tensor, record or origin.record, origin.dependent, origin.parameter)
 
-    # ------------------------------------------------------------ recomputation
-
-    @property
-    def has_checkpoints(self) -> bool:
-        """Whether reentrant checkpoints ran in the forward pass."""
-        return bool(self._hidden)
+    # ------------------------------------------------------------ the backward pass
 
     def expect_recomputation(self) -> None:
         """Watch reentrant checkpoints run their sections again inside the backward pass."""
-        self._recomputed = {}
+        self.checkpoints.expect_backward()
         self._frames = [_Frame("", None, "plain", 0)]
 
     def _run_backward_observed(self, call: Call) -> None:
@@ -721,66 +712,15 @@ class Observer(TorchFunctionMode):
         with self:
             accumulate(argument(call, 0, "tensors"), argument(call, 1, "grad_tensors"))
 
-    def _is_recomputing(self) -> bool:
-        return self._recomputed is not None and _section() >= 0
-
-    def _match_recomputed(self) -> None:
-        """Hand the gradients of recomputed sites to those of the forward pass.
-
-        A checkpoint inside another one first runs again when the outer one does: its sites come
-        from the pass before last, so the sections that ran last are matched first.
-        """
-        for section, again in reversed((self._recomputed or {}).items()):
-            hidden = self._hidden.get(section, [])
-            if [(r.op, r.shape) for r in again] != [(r.op, r.shape) for r in hidden]:
-                for record in hidden:
-                    record.note = "its checkpoint ran differently the second time: gradient unknown"
-                continue
-            for first, second in zip(hidden, again, strict=True):
-                first.backward, first.note = second.backward, second.note
-
     def finish(self) -> None:
         """Compute what is still waiting."""
         self._meter.finish()
         self._unit_meter.finish()
-        self._match_recomputed()
+        self.checkpoints.match()
 
 
 HIDDEN = "computed without gradients: not reached"
 SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
-
-
-def accumulate(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """``torch.autograd.backward``, which as a torch function would run unobserved."""
-    torch.autograd.graph._engine_run_backward(
-        tuple(tensors), tuple(gradients), False, False, (),
-        allow_unreachable=True, accumulate_grad=True,
-    )  # fmt: skip
-
-
-def _section() -> int:
-    """The order in which the checkpointed section under recomputation first ran; −1: none is."""
-    node = torch._C._current_autograd_node()
-    if node is None or "CheckpointFunction" not in node.name():
-        return -1
-    return node._sequence_nr()
-
-
-def _sections_running() -> list[int]:
-    """The reentrant checkpoints that are running a section without gradients, innermost first.
-
-    Each is known by the sequence number of its node, under which ``_section`` sees it again.
-    """
-    checkpointing = sys.modules.get("torch.utils.checkpoint")
-    if checkpointing is None:
-        return []
-    code = checkpointing.CheckpointFunction.forward.__code__
-    running, frame = [], sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is code:
-            running.append(frame.f_locals["ctx"]._sequence_nr())
-        frame = frame.f_back
-    return running
 
 
 def _role(path: str, module: nn.Module) -> str:

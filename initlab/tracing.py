@@ -64,9 +64,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from initlab.checkpoints import accumulate
 from initlab.errors import unknown_name
 from initlab.measuring import Histogram, Stats, quick
-from initlab.observing import Observer, Record, Wanted, accumulate
+from initlab.observing import Observer, Record, Wanted
 from initlab.preserving import is_lazy, named_modules, preserved
 from initlab.sites import Site, Trace
 
@@ -458,7 +459,7 @@ def _backward(
     leaves = [*parameters, *copies.leaves]
     observer.in_backward = True
     try:
-        if _has_reentrant_checkpoint(root, observer):
+        if observer.checkpoints.are_reached_from(root):
             gradients = _backward_reentrant(observer, root, cotangent, leaves)
         else:
             observer.remove()
@@ -479,22 +480,6 @@ def _cotangent(signal: Tensor, probe: Probe, seed: int) -> Tensor:
     else:
         drawn = torch.randint(0, 2, signal.shape, generator=generator) * 2.0 - 1.0
     return drawn.to(signal)
-
-
-def _has_reentrant_checkpoint(root: Tensor, observer: Observer) -> bool:
-    """Whether a section of the graph will be run again inside the backward pass."""
-    if not observer.has_checkpoints:
-        return False
-    waiting, seen = [root.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False
 
 
 def _backward_reentrant(

@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initlab.activations import ACTIVATIONS, activation
 from initlab.measuring import (
     Meter,
     Stats,
-    UnitMeter,
     _deliver,
     _Job,
     _sum_on_device,
@@ -232,44 +230,6 @@ def test_sums_in_blocks_agree_with_plain_formulas(samples, units, offset, scale,
     assert len(results) == 3
     for index, stats in results:
         assert_right(stats, tensors[index], rel=2e-3)
-
-
-# ---------------------------------------------------------------- pre-activations
-
-
-def units_of(z, name, axis=-1):
-    results = []
-    meter = UnitMeter()
-    meter.add(z, axis, activation(name), lambda dead, outside: results.append((dead, outside)))
-    meter.finish()
-    return results[0]
-
-
-@pytest.mark.parametrize("shape", [(16, 20), (64, 300), (4, 6, 30), (8, 40, 50)])
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_dead_units_are_those_without_slope_anywhere(shape, name):
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 8
-    z[..., 0], z[..., 1], z[..., 2] = -200.0, 200.0, 0.0
-    z[..., 3] = torch.where(z[..., 3] > 0, 200.0, -200.0)
-    z[..., 4] = -9.5
-    slope = ACTIVATIONS[name].derivative(z)
-    expected = (slope.reshape(-1, shape[-1]) == 0).all(0).double().mean()
-    assert units_of(z, name)[0] == pytest.approx(float(expected))
-
-
-def test_a_channel_is_one_unit():
-    z = torch.randn(4, 10, 8, 8)
-    z[:, :3] = -z[:, :3].abs()
-    assert units_of(z, "relu", 1)[0] == pytest.approx(0.3)
-
-
-def test_saturation_follows_the_declared_tails():
-    for shape in [(8, 10), (100, 200)]:
-        z = torch.randn(shape) * 3
-        low, high = ACTIVATIONS["tanh"].tails
-        expected = float(((z < low) | (z > high)).double().mean())
-        assert units_of(z, "tanh")[1] == pytest.approx(expected)
-        assert units_of(z, "relu")[1] is None
 
 
 # ---------------------------------------------------------------- options

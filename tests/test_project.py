@@ -27,7 +27,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors"},
     {"activations", "data"},
-    {"measuring", "operations", "preserving"},
+    {"measuring", "operations", "preserving", "checkpoints"},
+    {"units"},
     {"observing"},
     {"sites"},
     {"theory", "tracing", "networks"},
