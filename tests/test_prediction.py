@@ -30,18 +30,7 @@ def test_sites_are_named_as_those_of_the_trace(loss, widths):
         assert [getattr(s, field) for s in predicted] == [getattr(s, field) for s in traced]
 
 
-NAMED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.xfail(
-            name == "prelu", reason="a trace names nn.PReLU, which has a weight, linear1.prelu"
-        ),
-    )
-    for name in ACTIVATIONS
-]
-
-
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_sites_are_named_as_those_of_the_trace_for_every_activation(name):
     experiment = SMALL.replace(activation=name)
     assert [s.name for s in experiment.predict()] == [s.name for s in experiment.run()]

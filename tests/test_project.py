@@ -27,7 +27,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "expectations"},
     {"activations", "data"},
-    {"measuring", "operations", "preserving"},
+    {"measuring", "operations", "preserving", "checkpoints"},
+    {"units"},
     {"observing"},
     {"sites"},
     {
