@@ -46,6 +46,39 @@ def _overflow(answer: Any) -> Verdict:
     return "each layer multiplies |h| by about √(128 / 2) = 8; how often until 3.4 · 10³⁸?"
 
 
+def _across(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a variance"
+    if math.isclose(number, 0.2, rel_tol=0.02):
+        return None
+    if math.isclose(number, 1.8, rel_tol=0.02):
+        return "that is E[uv], what the two inputs share; the variance is what they do not"
+    return "write half the squared distance of u and v by E[u²], E[v²] and E[uv]"
+
+
+def _layers_to_alike(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is a whole number of layers"
+    if number == 13:
+        return None
+    if number in (12, 14):
+        return "close: count ReLU layers, and the cosine of what comes out of them"
+    return "apply the map again and again from c = 0, and count until 0.9"
+
+
+def _var_of_relu(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a variance"
+    if math.isclose(number, 1 - 1 / math.pi, rel_tol=0.02):
+        return None
+    if math.isclose(number, 1, rel_tol=0.02):
+        return "that is E[φ²]; what is the mean of φ?"
+    return "Var φ = E[φ²] − (E φ)², and E φ = √(q / 2π) for ReLU"
+
+
 def _number(answer: Any) -> float | None:
     """The answer as a finite float, or None: a list, a tensor of two, True, 10**400, …"""
     if isinstance(answer, bool):  # True is not how one answers 1
@@ -62,6 +95,9 @@ EXERCISES: Mapping[str, Callable[[Any], Verdict]] = MappingProxyType(
         "01-symmetry": _symmetry,
         "01-std-for-relu": _std_for_relu,
         "01-overflow": _overflow,
+        "07-across": _across,
+        "07-layers": _layers_to_alike,
+        "07-var-of-relu": _var_of_relu,
     }
 )
 """Every exercise by name; a new one is one entry."""

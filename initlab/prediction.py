@@ -116,12 +116,13 @@ class PredictedSite:
 class Prediction:
     """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none.
 
-    ``batch_size`` is that of the experiment.
+    ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0.
     """
 
     sites: tuple[PredictedSite, ...]
     reason: str = ""
     batch_size: int | None = None
+    centred: bool = True
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -161,9 +162,10 @@ def predict(experiment: Predictable) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    follow = _follow_shifted if any(layer.mean for layer in layers) else _follow_centred
-    rows = follow(experiment, layers, phi)
-    return Prediction(tuple(_sites(experiment, rows)), batch_size=experiment.batch_size)
+    centred = not any(layer.mean for layer in layers)
+    follow = _follow_centred if centred else _follow_shifted
+    sites = tuple(_sites(experiment, follow(experiment, layers, phi)))
+    return Prediction(sites, batch_size=experiment.batch_size, centred=centred)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -139,11 +139,11 @@ class Signal:
     pair_gaps: np.ndarray
     scatter: Scatter | None
 
-    @property
+    @cached_property
     def second_moment(self) -> float:
         return float(self.lengths.mean())
 
-    @property
+    @cached_property
     def across_samples_var(self) -> float | None:
         """E over pairs of samples of half their squared distance."""
         if self.pair_gaps.ndim != self.lengths.ndim:
@@ -151,7 +151,7 @@ class Signal:
         unequal = self.second_moment - float(self.pair_lengths.mean())
         return float(self.pair_gaps.mean()) + max(unequal, 0.0)
 
-    @property
+    @cached_property
     def decorrelation(self) -> float:
         """1 − c of a typical pair."""
         size = float(self.pair_lengths.mean())

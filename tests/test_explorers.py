@@ -222,8 +222,8 @@ def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explor
 
 
 def test_where_theory_is_silent_the_sentence_says_why(explorer):
-    explorer.controls["architecture"].value = "cnn"
-    assert "No theory is drawn for the architecture 'cnn' yet." in explorer.status
+    explorer.controls["norm"].value = "batch"
+    assert "No theory is drawn: normalization rescales" in explorer.status
 
 
 def test_an_explosion_is_named_by_its_layer():
