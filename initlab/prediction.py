@@ -68,6 +68,8 @@ class Predictable(Protocol):
     @property
     def norm(self) -> str: ...
     @property
+    def dropout(self) -> float: ...
+    @property
     def padding(self) -> str: ...
     @property
     def data(self) -> str: ...
@@ -209,6 +211,7 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
                 bias_var=_bias_variance(bias, bias_std, fans[0]),
                 uniform_bias=bias == "pytorch_default",
                 orthogonal=chosen.ensemble == "orthogonal",
+                keep=1.0 if index == len(sizes) - 1 else 1 - experiment.dropout,
                 taps=taps,
                 border=border,
             )
@@ -272,6 +275,9 @@ def _follow_centred(
         if step.after is not None:
             forward = _stats(step.after, step.after.scatter, size)
             rows.append(_Row(forward, _gradient_stats(at.after, size)))
+        if step.read is not None and step.layer.keep != 1:
+            forward = _stats(step.read, step.read.scatter, size)
+            rows.append(_Row(forward, _gradient_stats(at.read, size)))
     return rows
 
 
@@ -380,6 +386,9 @@ def _follow_shifted(
         after = [step.after.second_moment for step in steps if step.after is not None]
         if after:
             rows.append(_Row(mean(after), gradient(index, "after")))
+        if after and steps[0].keep != 1:
+            kept = [second / steps[0].keep for second in after]
+            rows.append(_Row(mean(kept), gradient(index, "read")))
     return rows
 
 
@@ -428,6 +437,8 @@ def _names(experiment: Predictable) -> Iterator[tuple[str, str, int]]:
     for depth in range(1, hidden + 1):
         yield f"{affine}{depth}", "affine", depth
         yield f"act{depth}", "activation", depth
+        if experiment.dropout and (depth < hidden or experiment.has_head):
+            yield f"drop{depth}", "other", depth
     if experiment.has_head:
         if experiment.architecture == "cnn":
             yield "pool", "other", hidden

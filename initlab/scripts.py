@@ -16,8 +16,6 @@ class Scriptable(Predictable, Protocol):
     """The fields of an Experiment that its script depends on."""
 
     @property
-    def padding(self) -> str: ...
-    @property
     def weight_seed(self) -> int: ...
     @property
     def probe_seed(self) -> int: ...
@@ -39,6 +37,7 @@ def script(experiment: Scriptable) -> str:
         affine="(nn.Conv2d, nn.Linear)" if experiment.architecture == "cnn" else "nn.Linear",
         weight_seed=experiment.weight_seed,
         initialize=_indent(_initialize(experiment), 8),
+        masks=f"torch.manual_seed({experiment.probe_seed})\n" if experiment.dropout else "",
         gradient=_gradient(experiment),
     )
 
@@ -60,7 +59,7 @@ for layer in model:
 
 pre_activations = []
 signal = inputs
-for layer in model:
+{masks}for layer in model:
     signal = layer(signal)
     if isinstance(layer, {affine}):
         signal.retain_grad()
@@ -134,8 +133,13 @@ def _layers(experiment: Scriptable) -> str:
         ),
     }[experiment.architecture]
     parts = [affine, norms.get(experiment.norm), _module_call(experiment.activation)]
+    if experiment.dropout:
+        parts.append(f"nn.Dropout({experiment.dropout})")
     stack = ", ".join(part for part in parts if part)
-    return f"zip(sizes, sizes[1:]):\n    layers += [{stack}]"
+    lines = f"zip(sizes, sizes[1:]):\n    layers += [{stack}]"
+    if experiment.dropout and not experiment.has_head:
+        lines += "\nlayers.pop()  # the output is read by no further layer"
+    return lines
 
 
 def _head(experiment: Scriptable) -> str:
