@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,15 +25,13 @@ from initlab.experiment import Experiment
 from initlab.explorers.controls import Number, choice
 from initlab.explorers.draggable import DraggableFigure
 from initlab.explorers.finding import power
-from initlab.explorers.phase_picture import HORIZON, Course, PhasePicture, View
+from initlab.explorers.phase_picture import HORIZON, STARTS, Course, PhasePicture, View
 from initlab.explorers.plane import SIGMA_B, SIGMA_W, moment_table, plane, trajectories
 from initlab.plots import nice_depth
 from initlab.prediction import prescribed
 from initlab.scripts import activation_class, module_call
 from initlab.tracing import Trace, trace
 
-_STARTS = (0.9, 0.1)
-"""The correlations of the pairs of inputs that are followed."""
 _PAIRS = 8
 _STEP = 0.01  # of sigma, per arrow key
 _ON_THE_EDGE = 5e-4  # a χ₁ this close to 1 is 1 to all the digits that are shown
@@ -47,6 +45,7 @@ class Forecast:
 
     Attributes:
         length: q*, to which q = 1 is drawn; None where it grows without bound.
+        lengths: every fixed point of the length map; none where it keeps every q.
         chi: χ₁ at q*; None where there is no q*, unless it is the same at every q.
         correlation: c*, to which two inputs are drawn; None where nothing draws them.
         scales: the depth scales ξ_q and ξ_c.
@@ -55,11 +54,17 @@ class Forecast:
     """
 
     length: float | None
+    lengths: tuple[theory.FixedPoint, ...]
     chi: float | None
     correlation: float | None
     scales: theory.DepthScales
     q: tuple[float, ...]
     c: dict[float, tuple[float, ...]]
+
+    @property
+    def repels(self) -> bool:
+        """Is there a q from which signals are driven away?"""
+        return any(point.q > 0 and not point.stable for point in self.lengths)
 
     @property
     def horizon(self) -> float | None:
@@ -100,7 +105,7 @@ class PhaseExplorer(widgets.VBox):
         sigma_b: float = 0.3,
         depth: int = 50,
         *,
-        width: int = 400,
+        width: int = 300,
         seed: int = 0,
     ) -> None:
         self._start = self._experiment = _experiment(
@@ -231,7 +236,7 @@ class PhaseExplorer(widgets.VBox):
             sigma_w=now.gain,
             sigma_b=now.bias_std,
             seed=now.seed,
-            starts=_STARTS,
+            starts=STARTS,
         )
 
     def to_the_edge(self) -> None:
@@ -362,7 +367,7 @@ class PhaseExplorer(widgets.VBox):
         angles = [
             [l, f"layer {l}: c " + "; ".join(
                 f"from {start} measured {seen.c[l, k]:.3f}, the map {said.c[start][l]:.3f}"
-                for k, start in enumerate(_STARTS))]
+                for k, start in enumerate(STARTS))]
             for l in layers
         ]  # fmt: skip
         axes = self.figure.axes
@@ -492,7 +497,7 @@ def _draws(depth: int, width: int, seed: int) -> tuple[list[Tensor], list[Tensor
 
 @lru_cache(maxsize=8)
 def _inputs(width: int, seed: int) -> Tensor:
-    """h₀ of shape (3 · pairs, width): _PAIRS inputs, then their partners for each of _STARTS.
+    """h₀ of shape (3 · pairs, width): _PAIRS inputs, then their partners for each of STARTS.
 
     Every h₀ has second moment 1, and partners have the correlation that they are named for, not
     only on average: they are combinations of orthogonal vectors.
@@ -500,7 +505,7 @@ def _inputs(width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(width, 2 * _PAIRS, generator=generator)
     first, other = (math.sqrt(width) * torch.linalg.qr(draw).Q.T).split(_PAIRS)
-    partners = [c * first + math.sqrt(1 - c**2) * other for c in _STARTS]
+    partners = [c * first + math.sqrt(1 - c**2) * other for c in STARTS]
     return torch.cat([first, *partners])
 
 
@@ -512,26 +517,19 @@ def measure(experiment: Experiment) -> Course:
     """
     now, phi = experiment, resolve(experiment.activation)
     weights, biases = _draws(nice_depth(now.depth), now.width, now.seed)
-    h = _inputs(now.width, now.data_seed)
-    lengths, angles = [_length(h)], [_angles(h)]
+    layers = torch.empty(now.depth + 1, (1 + len(STARTS)) * _PAIRS, now.width)
+    layers[0] = _inputs(now.width, now.data_seed)
     with torch.no_grad():
-        for weight, bias in zip(weights[: now.depth], biases, strict=False):
-            h = torch.addmm(bias, phi(h), weight.T, alpha=_sigma_w(now), beta=_sigma_b(now))
-            lengths.append(_length(h))
-            angles.append(_angles(h))
-    return Course(np.array(lengths), np.array(angles))
+        for weight, bias, below, h in zip(weights, biases, layers, layers[1:], strict=False):
+            torch.addmm(bias, phi(below), weight.T, alpha=_sigma_w(now), beta=_sigma_b(now), out=h)
+    return _course(layers.double())  # squares leave float32 long before h does
 
 
-def _length(h: Tensor) -> float:
-    """E h², without leaving the range of floats before h does."""
-    return float(h.double().square().mean())
-
-
-def _angles(h: Tensor) -> list[float]:
-    """The cosine of the pairs for each of _STARTS, averaged over the pairs."""
-    unit = torch.nn.functional.normalize(h.double(), dim=1, eps=1e-300)
-    first, *partners = unit.split(_PAIRS)
-    return [float((first * partner).sum(dim=1).mean()) for partner in partners]
+def _course(h: Tensor) -> Course:
+    """q of every layer, and the cosine of the pairs for each of STARTS, averaged over them."""
+    first, *partners = torch.nn.functional.normalize(h, dim=-1, eps=1e-300).split(_PAIRS, dim=1)
+    angles = [(first * partner).sum(dim=-1).mean(dim=-1) for partner in partners]
+    return Course(h.square().mean(dim=(1, 2)).numpy(), torch.stack(angles, dim=-1).numpy())
 
 
 _SCRIPT = """\
@@ -569,45 +567,45 @@ def forecast(activation: str, sigma_w: float, sigma_b: float, *, depth: int) -> 
     chi = None
     if length is not None or phi.homogeneous:
         chi = theory.chi_1(phi, 1.0 if length is None else length, sigma_w)
-    q, c = trajectories(phi, sigma_w, sigma_b, depth, _STARTS)
+    try:
+        lengths = tuple(theory.fixed_points(phi, sigma_w, sigma_b))
+    except ValueError:  # a continuum
+        lengths = ()
+    q, c = trajectories(phi, sigma_w, sigma_b, depth, STARTS)
     return Forecast(
         length,
+        lengths,
         chi,
         theory.correlation_fixed_point(phi, sigma_w, sigma_b),
         theory.depth_scales(phi, sigma_w, sigma_b),
         tuple(q.tolist()),
-        {start: tuple(c[:, k].tolist()) for k, start in enumerate(_STARTS)},
+        {start: tuple(c[:, k].tolist()) for k, start in enumerate(STARTS)},
     )
 
 
 def _view(experiment: Experiment, said: Forecast, seen: Course) -> View:
-    phi, sigma_w, sigma_b = resolve(experiment.activation), _sigma_w(experiment), _sigma_b(experiment)
+    phi, sigma_w, sigma_b = (
+        resolve(experiment.activation),
+        _sigma_w(experiment),
+        _sigma_b(experiment),
+    )
     table = moment_table(phi)
-    lengths = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 141)])
+    lengths = np.geomspace(1e-4, 1e3, 141)
     # Angles at q* = 0 are those of a very short signal; where q has no end, those of q = 1.
-    q = np.full(101, max(1.0 if said.length is None else said.length, 1e-6))
+    q = np.full(101, max(1.0 if said.length is None else said.length, 1e-8))
     apart = np.linspace(0, 1, 101) ** 2
     mapped = table.map_apart(apart, q, sigma_w, table.map_length(q, sigma_w, sigma_b))
     return View(
         sigma_w,
         sigma_b,
         (lengths, table.map_length(lengths, sigma_w, sigma_b)),
-        _lengths(phi, sigma_w, sigma_b),
+        [(point.q, point.stable) for point in said.lengths],
         (1 - apart, 1 - mapped),
         said.correlation,
         said.horizon,
-        Course(np.array(said.q), np.array([said.c[start] for start in _STARTS]).T),
+        Course(np.array(said.q), np.array([said.c[start] for start in STARTS]).T),
         seen,
-        _STARTS,
     )
-
-
-def _lengths(phi: Activation, sigma_w: float, sigma_b: float) -> list[tuple[float, bool]]:
-    """The fixed points of the length map, (q, stable); none to mark where every q is one."""
-    try:
-        return [(each.q, each.stable) for each in theory.fixed_points(phi, sigma_w, sigma_b)]
-    except ValueError:
-        return []
 
 
 # ---------------------------------------------------------------- in words
@@ -616,8 +614,7 @@ def _lengths(phi: Activation, sigma_w: float, sigma_b: float) -> list[tuple[floa
 def finding(experiment: Experiment, said: Forecast, seen: Course) -> str:
     """What the point means, how far its network reaches, and whether the network obeys the maps."""
     parts = [_phase(experiment, said), _reach(experiment, said), _obeys(said, seen)]
-    if not _has_edge(experiment.activation):
-        parts.append(f"{experiment.activation} has no edge of chaos at any q.")
+    parts.append(_edge(resolve(experiment.activation)))
     return " ".join(part for part in parts if part)
 
 
@@ -628,7 +625,9 @@ def _phase(experiment: Experiment, said: Forecast) -> str:
     assert said.chi is not None
     settled = f"χ₁ = {said.chi:.3g} at q* = {power(said.length) if said.length else '0'}"
     if resolve(experiment.activation).homogeneous and abs(said.chi - 1) < _ON_THE_EDGE:
-        return f"On the edge of chaos: χ₁ = {said.chi:.3g} at every q, and q stays near where it is."
+        return (
+            f"On the edge of chaos: χ₁ = {said.chi:.3g} at every q, and q stays near where it is."
+        )
     if abs(said.chi - 1) < _ON_THE_EDGE:
         return f"On the edge of chaos: {settled}; gradients neither vanish nor explode."
     if said.chi < 1:
@@ -658,23 +657,33 @@ def _obeys(said: Forecast, seen: Course) -> str:
         cut = " (overflow above)" if not np.isfinite(seen.q[last + 1]) else " (0 above)"
     numbers = f"q = {power(seen.q[last])}, the map {power(said.q[last])}"
     pairs = ", ".join(
-        f"{seen.c[last, k]:.2f} (map {said.c[start][last]:.2f})" for k, start in enumerate(_STARTS)
+        f"{seen.c[last, k]:.2f} (map {said.c[start][last]:.2f})" for k, start in enumerate(STARTS)
     )
-    starts = " and ".join(str(start) for start in _STARTS)
-    return f"Measured at layer {last}{cut}: {numbers}; c from {starts}: {pairs}."
+    starts = " and ".join(str(start) for start in STARTS)
+    words = f"Measured at layer {last}{cut}: {numbers}; c from {starts}: {pairs}."
+    if abs(math.log(seen.q[last] / said.q[last])) < math.log(1.5):
+        return words
+    if said.repels:
+        return f"{words} It strays because small deviations grow at a repelling fixed point."
+    return f"{words} It strays, as networks of finite width do with depth."
 
 
 @lru_cache(maxsize=64)
-def _has_edge(activation: str) -> bool:
-    """Is any q kept at χ₁ = 1?"""
-    phi = resolve(activation)
+def _edge(phi: Activation) -> str:
+    """What is to be said where the plane shows no edge on which a signal settles."""
+    drawn = plane(phi)
+    if drawn.edge:
+        return ""
+    if drawn.repelling:
+        return f"No signal settles on {phi.name}'s edge of chaos (dotted): q leaves it."
+    widths = []
     for q in 10 ** np.linspace(-4, 4, 33):
-        try:
-            theory.edge_of_chaos(phi, float(q))
-        except ValueError:
-            continue
-        return True
-    return False
+        with suppress(ValueError):
+            widths.append(theory.edge_of_chaos(phi, float(q))[0])
+    if widths:
+        beyond = f"{phi.name}'s edge of chaos lies beyond this plane"
+        return f"{beyond}, at a σ_w of {min(widths):.2g} or more."
+    return f"{phi.name} has no edge of chaos at any q."
 
 
 def _capital(sentence: str) -> str:

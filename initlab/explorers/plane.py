@@ -1,4 +1,4 @@
-"""The numbers of the (sigma_w, sigma_b) plane: where signals settle, which phase, which depth scale.
+"""The numbers of the (sigma_w, sigma_b) plane: where signals settle, in which phase, how deep.
 
 A whole plane and a moving point ask for thousands of Gaussian moments, theory for a few exact ones.
 So the moments are tabled once per activation, by theory's own quadrature, and splines do the rest:
@@ -23,7 +23,7 @@ SIGMA_B = (0.0, 1.0)
 
 _COLUMNS, _ROWS = 73, 41
 _LOG_Q = np.linspace(-5, 4, 109)  # of the moments of one pre-activation
-_LOG_Q_PAIRS = np.linspace(-2.5, 2, 19)  # of the moments of two
+_LOG_Q_PAIRS = np.array([-6.0, -4.4, -3.2, *np.linspace(-2.2, 1.8, 13), 3.0])  # of those of two
 _LOG_APART = np.log10(
     [1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.08, 0.16, 0.28, 0.42, 0.56, 0.72, 0.86, 1.0]
 )  # of 1 − c
@@ -39,9 +39,13 @@ class MomentTable:
     second_moment: Spline
     derivative_second_moment: Spline
     gap_share: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """gap / (q·(1 − c)): E φ'² at c = 1, and what of it is left below."""
+    """gap / (E φ²·(1 − c)): by how much φ brings two inputs apart, per unit of 1 − c."""
     gap_slope: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """d ln gap / d ln(1 − c). At a fixed point of the correlation map it is χ_c."""
+
+    def spread(self, q: np.ndarray, apart: np.ndarray, sigma_w: np.ndarray) -> np.ndarray:
+        """What a layer multiplies 1 − c by at a settled length q: 1 at a fixed point of c."""
+        return sigma_w**2 * self.second_moment(q) / q * self.gap_share(q, apart)
 
     def map_length(self, q: np.ndarray, sigma_w: float, sigma_b: float) -> np.ndarray:
         return sigma_w**2 * self.second_moment(q) + sigma_b**2
@@ -50,7 +54,8 @@ class MomentTable:
         self, apart: np.ndarray, q: np.ndarray, sigma_w: float, next_q: np.ndarray
     ) -> np.ndarray:
         """1 − c one layer on, from 1 − c, the length q, and the length one layer on."""
-        return sigma_w**2 * self.gap_share(q, apart) * q * apart / next_q
+        share = sigma_w**2 * self.second_moment(q) / next_q
+        return share * self.gap_share(q, apart) * apart
 
 
 @lru_cache(maxsize=32)
@@ -59,13 +64,16 @@ def moment_table(phi: Activation) -> MomentTable:
     from scipy.interpolate import RectBivariateSpline
 
     moments = [phi.moments(float(q)) for q in 10**_LOG_Q]
-    gap = np.array(
+    gap_share = np.array(
         [
-            [phi.pair_moments(float(q), float(apart)).gap / (q * apart) for apart in 10**_LOG_APART]
-            for q in 10**_LOG_Q_PAIRS
+            [phi.pair_moments(q, apart).gap / apart for apart in (10**_LOG_APART).tolist()]
+            / np.array(phi.moments(q).second_moment)
+            for q in (10**_LOG_Q_PAIRS).tolist()
         ]
     )
-    log_share = RectBivariateSpline(_LOG_Q_PAIRS, _LOG_APART, np.log10(np.maximum(gap, 1e-30)))
+    log_share = RectBivariateSpline(
+        _LOG_Q_PAIRS, _LOG_APART, np.log10(np.maximum(gap_share, 1e-300))
+    )
 
     def at(q: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Beyond the table φ is homogeneous, or all c are alike: the nearest entry serves."""
@@ -140,11 +148,12 @@ def plane(phi: Activation) -> Plane:
     sigma_w = np.linspace(*SIGMA_W, _COLUMNS)
     sigma_b = np.linspace(*SIGMA_B, _ROWS)
     length, growth = _settle(table, sigma_w[None, :], sigma_b[:, None])
+    some = np.maximum(length, 10 ** _LOG_Q[0])  # q* = 0 is the limit of small q
+    chi = sigma_w**2 * table.derivative_second_moment(some)
     with np.errstate(divide="ignore", invalid="ignore"):
-        chi = sigma_w**2 * table.derivative_second_moment(length)
         rate = np.log(chi)
-    chaotic = chi > 1
-    rate[chaotic] = _chaotic_rate(table, length, np.broadcast_to(sigma_w, chi.shape), chaotic)
+        chaotic = chi > 1
+    rate[chaotic] = _chaotic_rate(table, some, np.broadcast_to(sigma_w, chi.shape), chaotic)
     edge, repelling = _edge(phi, table)
     return Plane(sigma_w, sigma_b, length, growth, chi, rate, edge, repelling)
 
@@ -190,7 +199,7 @@ def _chaotic_rate(
     log_apart = np.linspace(_LOG_APART[0], 0.0, 81)
     apart = np.broadcast_to(10**log_apart, (len(q), len(log_apart)))
     lengths = np.broadcast_to(q[:, None], apart.shape)
-    spread = columns[:, None] ** 2 * table.gap_share(lengths, apart)  # of 1 − c, per layer
+    spread = table.spread(lengths, apart, columns[:, None])
     crossing = _first_crossing(1 - spread, log_apart)
     settled = 10 ** np.where(np.isnan(crossing), 0.0, crossing)
     with np.errstate(divide="ignore", invalid="ignore"):
