@@ -68,11 +68,20 @@ def test_a_point_typed_beyond_the_plane_is_computed_all_the_same(explorer):
     assert not explorer.live.dimmed
 
 
+def test_a_slider_that_rounds_to_its_steps_does_not_move_the_point(explorer):
+    explorer.to_the_edge()
+    exact = explorer.controls["sigma_w"].value
+    explorer.controls["sigma_w"].slider.value = round(exact, 2)  # as the browser's does
+    assert explorer.controls["sigma_w"].value == exact
+    explorer.controls["sigma_w"].slider.value = 1.5
+    assert explorer.controls["sigma_w"].value == 1.5
+    explorer.controls["sigma_w"].text.value = 1.501
+    assert explorer.experiment.gain == 1.501
+
+
 def test_to_the_edge_and_back(explorer):
     explorer.to_the_edge()
-    assert explorer.controls["sigma_w"].value == pytest.approx(
-        theory.critical_sigma_w("tanh", 0.3), abs=1e-4
-    )
+    assert explorer.controls["sigma_w"].value == theory.critical_sigma_w("tanh", 0.3)
     assert explorer.status.startswith("On the edge of chaos")
     explorer.resample()
     assert explorer.experiment.seed == 1

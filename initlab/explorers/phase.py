@@ -123,7 +123,7 @@ class PhaseExplorer(widgets.VBox):
         self._picture = PhasePicture()
         self.figure = self._picture.figure
         self.live = DraggableFigure(self.figure)
-        self.live.area = self.live.boxes()[0]
+        self.live.area = [float(edge) for edge in self.live.boxes()[0]]
         self._status = widgets.HTML(layout=widgets.Layout(min_height="44px", margin="0 6px"))
         self._status.add_class("initlab-status")
         self.controls = self._make_controls()
@@ -142,8 +142,8 @@ class PhaseExplorer(widgets.VBox):
         now = self._experiment
         return {
             "activation": choice("activation", ACTIVATIONS, now.activation),
-            "sigma_w": Number("σ_w", 1.5, 0.05, SIGMA_W[1], step=_STEP, label_width="34px"),
-            "sigma_b": Number("σ_b", 0.3, *SIGMA_B, step=_STEP, label_width="34px"),
+            "sigma_w": _Sigma("σ_w", 1.5, 0.05, SIGMA_W[1], step=_STEP, label_width="34px"),
+            "sigma_b": _Sigma("σ_b", 0.3, *SIGMA_B, step=_STEP, label_width="34px"),
             "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
             "width": Number("width", now.width, 50, 1000, step=50, label_width="50px"),
             "seed": Number("seed", now.seed, 0, 100, label_width="50px"),
@@ -248,7 +248,7 @@ class PhaseExplorer(widgets.VBox):
         except (ValueError, TypeError) as error:
             self._say(f"{_capital(str(error))}.")
             return
-        self.controls["sigma_w"].value = round(sigma_w, 4)
+        self.controls["sigma_w"].value = sigma_w
 
     def resample(self) -> None:
         """Draw everything anew, with the next seed."""
@@ -305,12 +305,11 @@ class PhaseExplorer(widgets.VBox):
             if mine != self._newest:  # a later change is waiting; it will show both
                 return
             try:
-                self._experiment = _experiment(
-                    **{name: control.value for name, control in self.controls.items()}
-                )
+                asked = _experiment(**{name: each.value for name, each in self.controls.items()})
             except (ValueError, TypeError) as error:
                 self._fail(str(error))
                 return
+            self._experiment = asked
             self._refresh()
 
     @contextmanager
@@ -397,6 +396,15 @@ class PhaseExplorer(widgets.VBox):
             f"⚠ {html.escape(text)}</div>"
         )
         self.live.dimmed = True
+
+
+class _Sigma(Number):
+    """A number that keeps its digits: in the browser its slider rounds them, and says so."""
+
+    def _changed(self, change: Any) -> None:
+        rounds = abs(change["new"] - self.value) < _STEP / 2
+        if not (rounds and change["owner"] is self.slider):
+            super()._changed(change)
 
 
 def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
