@@ -46,6 +46,39 @@ def _overflow(answer: Any) -> Verdict:
     return "each layer multiplies |h| by about √(128 / 2) = 8; how often until 3.4 · 10³⁸?"
 
 
+def _settled_length(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a second moment"
+    if math.isclose(number, 0.5, rel_tol=0.01):
+        return None
+    if math.isclose(number, 0.25, rel_tol=0.01):
+        return "that is what the biases add in every layer; what of it does the next one keep?"
+    return "at q* a layer changes nothing: solve q = σ_w²·q/2 + σ_b² for q"
+
+
+def _edge_of_sin(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a σ_w"
+    if math.isclose(number, 1.0, rel_tol=0.01):
+        return None
+    if math.isclose(number, math.sqrt(2), rel_tol=0.01):
+        return "that is ReLU's, which drops half of every signal; what is the slope of sin at 0?"
+    return "set χ₁ = σ_w²·E φ'(√q z)² to 1, with the φ' of a very small argument"
+
+
+def _horizon(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number of layers"
+    if math.isclose(number, 331, rel_tol=0.03):
+        return None
+    if math.isclose(number, 55.14, rel_tol=0.03):
+        return "that is ξ_c, where 1/e is left; the rule allows several of them"
+    return "take xi_c of theory.depth_scales with these σ_w and σ_b, six times"
+
+
 def _number(answer: Any) -> float | None:
     """The answer as a finite float, or None: a list, a tensor of two, True, 10**400, …"""
     if isinstance(answer, bool):  # True is not how one answers 1
@@ -62,6 +95,9 @@ EXERCISES: Mapping[str, Callable[[Any], Verdict]] = MappingProxyType(
         "01-symmetry": _symmetry,
         "01-std-for-relu": _std_for_relu,
         "01-overflow": _overflow,
+        "08-settled-length": _settled_length,
+        "08-edge-of-sin": _edge_of_sin,
+        "08-horizon": _horizon,
     }
 )
 """Every exercise by name; a new one is one entry."""

@@ -68,6 +68,7 @@ function renderDraggable(context) {
 export default { render: renderDraggable };
 """
 
+_HINT = "Drag the point, or move it with the arrow keys. Point at a layer for its numbers."
 _FOCUS = """
 .initlab-draggable img:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
   outline-offset: 1px; }
@@ -85,7 +86,11 @@ class DraggableFigure(LiveFigure):
             with Shift a press counts ten times.
     """
 
-    _esm: Any = str(LiveFigure._esm).replace("export default { render };", _DRAGGING)
+    _esm: Any = (
+        str(LiveFigure._esm)
+        .replace("export default { render };", _DRAGGING)
+        .replace("Point at a layer for its numbers.", _HINT)
+    )
     _css: Any = str(LiveFigure._css) + _FOCUS
 
     area = traitlets.List([0.0, 0.0, 1.0, 1.0]).tag(sync=True)
