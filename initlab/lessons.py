@@ -79,6 +79,37 @@ def _horizon(answer: Any) -> Verdict:
     return "take xi_c of theory.depth_scales with these σ_w and σ_b, six times"
 
 
+def _largest(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a singular value"
+    if math.isclose(number, 2.0, rel_tol=0.01):
+        return None
+    if math.isclose(number, 4.0, rel_tol=0.01):
+        return "that is its square; by how much does the layer stretch a vector?"
+    return "where does the Marchenko-Pastur density of the squared values end?"
+
+
+def _leaky(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a ratio"
+    if math.isclose(number, 1.36, rel_tol=0.005):
+        return None
+    if math.isclose(number, 0.85, rel_tol=0.005):
+        return "that is μ₂/μ₁; the denominator is squared"
+    return "φ'² is 1 or ¼, each half of the time; average it, and its square"
+
+
+def _layers(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one whole number of layers"
+    if 51 <= number <= 53:
+        return None
+    return "the variance is proportional to the number of layers; what does one add?"
+
+
 def _number(answer: Any) -> float | None:
     """The answer as a finite float, or None: a list, a tensor of two, True, 10**400, …"""
     if isinstance(answer, bool):  # True is not how one answers 1
@@ -98,6 +129,9 @@ EXERCISES: Mapping[str, Callable[[Any], Verdict]] = MappingProxyType(
         "08-settled-length": _settled_length,
         "08-edge-of-sin": _edge_of_sin,
         "08-horizon": _horizon,
+        "09-largest": _largest,
+        "09-leaky": _leaky,
+        "09-layers": _layers,
     }
 )
 """Every exercise by name; a new one is one entry."""
