@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import traitlets
-from matplotlib.figure import Figure
 
 from initlab.live import LiveFigure
 
@@ -96,6 +95,3 @@ class DraggableFigure(LiveFigure):
     area = traitlets.List([0.0, 0.0, 1.0, 1.0]).tag(sync=True)
     pressed = traitlets.List([]).tag(sync=True)
     steps = traitlets.List([0, 0]).tag(sync=True)
-
-    def __init__(self, figure: Figure, **kwargs: Any) -> None:
-        super().__init__(figure, **kwargs)
