@@ -68,15 +68,15 @@ def test_a_point_typed_beyond_the_plane_is_computed_all_the_same(explorer):
     assert not explorer.live.dimmed
 
 
-def test_a_slider_that_rounds_to_its_steps_does_not_move_the_point(explorer):
+def test_a_point_beside_the_sliders_steps_stays_where_it_is(explorer):
     explorer.to_the_edge()
     exact = explorer.controls["sigma_w"].value
-    explorer.controls["sigma_w"].slider.value = round(exact, 2)  # as the browser's does
-    assert explorer.controls["sigma_w"].value == exact
-    explorer.controls["sigma_w"].slider.value = 1.5
-    assert explorer.controls["sigma_w"].value == 1.5
-    explorer.controls["sigma_w"].text.value = 1.501
-    assert explorer.experiment.gain == 1.501
+    assert explorer.controls["sigma_w"].slider.value == round(100 * exact)
+    assert explorer.experiment.gain == exact
+    explorer.controls["sigma_w"].slider.value = 145
+    assert explorer.experiment.gain == 1.45
+    explorer.controls["sigma_w"].text.value = 1.401
+    assert explorer.experiment.gain == 1.401
 
 
 def test_to_the_edge_and_back(explorer):

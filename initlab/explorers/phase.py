@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import torch
+import traitlets
 from torch import Tensor
 
 from initlab import theory
@@ -142,8 +143,8 @@ class PhaseExplorer(widgets.VBox):
         now = self._experiment
         return {
             "activation": choice("activation", ACTIVATIONS, now.activation),
-            "sigma_w": _Sigma("σ_w", 1.5, 0.05, SIGMA_W[1], step=_STEP, label_width="34px"),
-            "sigma_b": _Sigma("σ_b", 0.3, *SIGMA_B, step=_STEP, label_width="34px"),
+            "sigma_w": _Sigma("σ_w", _sigma_w(now), 0.05, SIGMA_W[1]),
+            "sigma_b": _Sigma("σ_b", _sigma_b(now), *SIGMA_B),
             "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
             "width": Number("width", now.width, 50, 1000, step=50, label_width="50px"),
             "seed": Number("seed", now.seed, 0, 100, label_width="50px"),
@@ -398,13 +399,49 @@ class PhaseExplorer(widgets.VBox):
         self.live.dimmed = True
 
 
-class _Sigma(Number):
-    """A number that keeps its digits: in the browser its slider rounds them, and says so."""
+class _Sigma(widgets.HBox):
+    """A number with a slider that counts whole steps of it.
 
-    def _changed(self, change: Any) -> None:
-        rounds = abs(change["new"] - self.value) < _STEP / 2
-        if not (rounds and change["owner"] is self.slider):
-            super()._changed(change)
+    A slider of floats rounds, in the browser, what it is given, and later reports that as a move of
+    its own: a point that code has put beside the steps, or has moved on, would be pulled back.
+    """
+
+    value = traitlets.Any()
+
+    def __init__(self, description: str, value: float, low: float, high: float) -> None:
+        self._writing = False
+        self.slider = widgets.IntSlider(
+            description=description,
+            min=round(low / _STEP),
+            max=round(high / _STEP),
+            readout=False,
+            layout=widgets.Layout(width="auto", flex="1 1 120px", min_width="120px"),
+            style={"description_width": "34px"},
+        )
+        self.text = widgets.FloatText(layout=widgets.Layout(width="68px"))
+        super().__init__(
+            [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
+        )
+        self.add_class("initlab-number")
+        self.observe(self._follow, "value")
+        self.value = value
+        self.slider.observe(lambda change: self._take(round(change["new"] * _STEP, 2)), "value")
+        self.text.observe(lambda change: self._take(change["new"]), "value")
+
+    def _take(self, value: float) -> None:
+        if not self._writing:
+            self.value = value
+
+    def _follow(self, change: Any) -> None:
+        """Show the value in both parts; the slider stops at its ends."""
+        self._writing = True
+        try:
+            self.text.value = self.value
+            if math.isfinite(self.value):
+                steps = round(self.value / _STEP)
+                self.slider.value = min(max(steps, self.slider.min), self.slider.max)
+        finally:
+            self._writing = False
 
 
 def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:

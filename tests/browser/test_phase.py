@@ -61,11 +61,9 @@ class Shown:
 
 @pytest.fixture
 def explorer(open_and_run, tmp_path):
-    def open_explorer(**options):
-        path = write_notebook(
-            tmp_path / "phase.ipynb",
-            f"from initlab import PhaseExplorer\nexplorer = {START}\nexplorer",
-        )
+    def open_explorer(*cells, **options):
+        first = f"from initlab import PhaseExplorer\nexplorer = {START}\nexplorer"
+        path = write_notebook(tmp_path / "phase.ipynb", first, *cells)
         return Shown(open_and_run(path, **options))
 
     return open_explorer
@@ -107,6 +105,13 @@ def test_dragging_the_point_moves_it_and_the_sliders(explorer):
     boxes = shown.page.locator(".initlab-explorer .initlab-number input[type=number]")
     assert float(boxes.first.input_value()) == shown.point[0]
     assert shown.view.console_errors == []
+
+
+def test_a_point_that_code_has_moved_is_not_pulled_back_by_a_slider(explorer):
+    shown = explorer("for sigma_w in (2**0.5, 1.23456, 1.7):\n"
+                     "    explorer.controls['sigma_w'].value = sigma_w")  # fmt: skip
+    shown.settles()
+    assert shown.point == [1.7, 0.3]
 
 
 def test_a_press_outside_of_the_plane_moves_nothing(explorer):
