@@ -606,7 +606,12 @@ with torch.no_grad():
 
 
 def forecast(activation: str, sigma_w: float, sigma_b: float, *, depth: int) -> Forecast:
-    """What theory says of a point and of a network of this depth there."""
+    """What theory says of a point and of a network of this depth there.
+
+    >>> said = forecast("tanh", 1.5, 0.1, depth=3)
+    >>> round(said.correlation, 3), round(said.horizon)
+    (0.18, 89)
+    """
     phi = resolve(activation)
     length = theory.settled_length(phi, sigma_w, sigma_b)
     chi = None

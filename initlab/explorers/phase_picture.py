@@ -18,6 +18,7 @@ _DARK_GREEN, _DARK_ORANGE, _GREY = (
     "#555555",
 )  # as text, with enough contrast on their shades
 _ORDERED, _CHAOTIC, _UNBOUNDED = "#e3f1fa", "#fbe9df", "#e4e4e4"
+_LETTER = 0.037  # the width of one, in sigma_w
 _CONTOUR_ROW, _ROOM = 0.8, 0.11  # where contours are named: sigma_b, and how far apart
 _CONTOURS = (3, 10, 30)  # of ξ_c, in layers
 _LENGTHS = (1.5, 3.0, 7.5, 15.0, 30.0, 75.0, 150.0, 300.0)  # where the length map's axes end
@@ -152,16 +153,20 @@ class PhasePicture:
         self._name_contours(plane, np.where(grows, np.nan, rate), levels)
         if grows.any():
             ax.contourf(*where, plane.growth, levels=[0, 1e9], colors=[_UNBOUNDED], zorder=1.5)
-        for style, pieces in (("-", plane.edge), (":", plane.repelling)):
+        settled = ~grows & np.isfinite(plane.chi)
+        names = [
+            self._name_region("ordered", settled & (chi < 1), plane, "#00507e"),
+            self._name_region("chaotic", settled & (chi > 1), plane, _DARK_ORANGE),
+            self._name_region("q grows without bound", grows, plane, _GREY),
+        ]
+        taken = [y for y in names if y is not None]
+        for style, words, pieces in (
+            ("-", "edge of chaos", plane.edge),
+            (":", "critical, but q leaves it", plane.repelling),
+        ):
             for sigma_w, sigma_b in pieces:
                 ax.plot(sigma_w, sigma_b, color=BLACK, linewidth=1.8, linestyle=style, zorder=2)
-            self._name_edge(
-                pieces, "edge of chaos" if style == "-" else "critical, but q leaves it"
-            )
-        settled = ~grows & np.isfinite(plane.chi)
-        self._name_region("ordered", settled & (chi < 1), plane, "#00507e")
-        self._name_region("chaotic", settled & (chi > 1), plane, _DARK_ORANGE)
-        self._name_region("q grows without bound", grows, plane, _GREY)
+            self._name_edge(pieces, words, taken)
         self._drawn_in_plane = set(ax.get_children()) - before
 
     def _name_contours(self, plane: Plane, rate: np.ndarray, levels: Sequence[float]) -> None:
@@ -178,27 +183,36 @@ class PhasePicture:
                             fontsize=9, ha="center", va="center", zorder=1.2,
                             bbox={"color": shade, "pad": 1, "linewidth": 0})  # fmt: skip
 
-    def _name_edge(self, pieces: Sequence[np.ndarray], words: str) -> None:
-        """Name the longest piece of the edge, beside its lower end."""
+    def _name_edge(self, pieces: Sequence[np.ndarray], words: str, taken: list[float]) -> None:
+        """Name the longest piece of the edge, beside the end that is freer of other names.
+
+        ``taken`` are the heights of those; the new one is added.
+        """
         within = [piece[:, (piece <= [[SIGMA_W[1]], [SIGMA_B[1]]]).all(axis=0)] for piece in pieces]
         sigma_w, sigma_b = max(within, key=lambda piece: piece.shape[1], default=np.empty((2, 0)))
         if not len(sigma_w):
             return
-        y = sigma_b.min() + 0.05 * SIGMA_B[1]
+        ends = (sigma_b.min() + 0.05 * SIGMA_B[1], sigma_b.max() - 0.05 * SIGMA_B[1])
+        free = [y for y in ends if all(abs(y - other) > 0.1 for other in taken)]
+        y = (free or ends)[0]
         order = np.argsort(sigma_b)
-        x = np.interp(y, sigma_b[order], sigma_w[order]) + 0.04
-        self.plane.text(x, y, words, color=BLACK, fontsize=9, va="center", zorder=3)
+        x = np.interp(y, sigma_b[order], sigma_w[order])
+        fits = x + _LETTER * len(words) < SIGMA_W[1]
+        self.plane.text(x + (0.04 if fits else -0.06), y, words, color=BLACK, fontsize=9,
+                        va="center", ha="left" if fits else "right", zorder=3)  # fmt: skip
+        taken.append(y)
 
-    def _name_region(self, text: str, region: np.ndarray, plane: Plane, color: str) -> None:
-        """Write a region's name where it is widest, if it is wide enough."""
+    def _name_region(self, text: str, region: np.ndarray, plane: Plane, color: str) -> Any:
+        """Write a region's name where it is widest, if it is wide enough; at which sigma_b."""
         inside = _distance_inside(region)
         row, column = np.unravel_index(inside.argmax(), region.shape)
         if inside[row, column] < 4:
-            return
-        words = text if inside[row, column] > 12 else text.replace(" ", "\n", 2)
+            return None
+        words = text if inside[row, column] > 15 else text.replace(" ", "\n", 2)
         at = plane.sigma_w[column], plane.sigma_b[row]
         style = {"fontsize": 10.5, "ha": "center", "va": "center", "zorder": 3}
         self.plane.text(*at, words, color=color, **style)
+        return at[1]
 
     def _dress_map(self, ax: Any, title: str, letter: str, top: float) -> None:
         _calm(ax, title, letter)
@@ -221,7 +235,14 @@ class PhasePicture:
             common = {"ha": "right", "va": "bottom", "transform": ax.transAxes, "fontsize": 9}
             return ax.text(0, 0, style.pop("text", ""), **(common | {"animated": True} | style))
 
-        dot = {"marker": "o", "linestyle": "", "markersize": 6, "zorder": 6, "color": BLACK}
+        dot = {
+            "clip_on": False,
+            "marker": "o",
+            "linestyle": "",
+            "markersize": 6,
+            "zorder": 6,
+            "color": BLACK,
+        }
         hollow = dot | {"markerfacecolor": "white"}
         small = {"linestyle": "", "markersize": 3.5, "zorder": 4}
         limit = {"color": _DARK_GREEN, "linewidth": 1.2, "linestyle": "--", "zorder": 3}
@@ -281,7 +302,6 @@ class PhasePicture:
         point.set_data([at[0]], [at[1]])
         point.set_markerfacecolor(BLACK if at == (view.sigma_w, view.sigma_b) else "white")
         point.set_markeredgecolor("white" if at == (view.sigma_w, view.sigma_b) else BLACK)
-        point.set_clip_on(False)
 
     def _show_maps(self, view: View, top: float) -> None:
         draw = self._draw

@@ -258,6 +258,11 @@ def trajectories(
     Returns:
         q of shape (depth + 1,), inf where it grows beyond floats; c of shape
         (depth + 1, correlations), nan where there is no length left.
+
+    >>> from initlab import ACTIVATIONS
+    >>> q, c = trajectories(ACTIVATIONS["relu"], 2**0.5, 0.0, 2, (0.0,))
+    >>> q.round(3).tolist(), c[:, 0].round(2).tolist()
+    ([1.0, 1.0, 1.0], [0.0, 0.32, 0.49])
     """
     table = moment_table(phi)
     q, apart = np.ones(depth + 1), np.empty((depth + 1, len(correlations)))
