@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_VERSION := 2.13.0
 
+FIRST := 00_start_here.ipynb
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
@@ -31,7 +32,8 @@ help: ## list the targets
 	  while IFS='|' read -r target text; do printf '%-18s %s\n' "$$target" "$$text"; done
 
 lab: $(INSTALLED) ## open JupyterLab on the first notebook
-	$(BIN)/jupyter lab $(AS_ROOT) $(LAB_ARGS) notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks \
+	  --LabApp.default_url=/lab/tree/$(FIRST) $(LAB_ARGS)
 
 test: lint unit nbval browser ## everything that CI runs (make -k test goes on after a failure)
 

@@ -214,8 +214,9 @@ def _homogeneous_pair(right: float, left: float, q: float, decorrelation: float)
         product=q * (alpha**2 * c + beta**2 * both * (sine + c * arc)),
         gap=q * (alpha**2 * decorrelation + beta**2 * absolute_gap),
         slope_product=alpha**2 + beta**2 * both * arc,
-        square_product=q**2 * (even**2 * squares + mixed**2 * odd_squares),
-        cube_product=q**2
+        square_product=q * q * (even**2 * squares + mixed**2 * odd_squares),
+        cube_product=q
+        * q
         * (
             (alpha**3 + 3 * alpha * beta**2) * alpha * 3 * c
             + (3 * alpha**2 * beta + beta**3) * beta * cubes

@@ -29,8 +29,6 @@ class Batch:
 def noise(batch_size: int, *shape: int, seed: int = 0) -> Batch:
     """Independent N(0, 1) inputs of shape (batch_size, *shape).
 
-    Weights drawn by ``init_`` with an equal seed hold the same numbers: take another one here.
-
     >>> tuple(noise(4, 3).inputs.shape)
     (4, 3)
     """

@@ -98,10 +98,38 @@ def _panel_edges(scale: float, kinks: tuple[float, ...]) -> np.ndarray:
     return np.array(sorted(edge for edge in edges if abs(edge) <= _REACH))
 
 
+def hermite_coefficients(
+    integrands: Integrands, q: float, degree: int, kinks: tuple[float, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """E f(√q z)·h_n(z) for each function f and normalized Hermite polynomial h_n, n = 0 … degree.
+
+    For z, z' of correlation c, E f(√q z) g(√q z') is the sum of their products times cⁿ (Mehler).
+
+    Returns:
+        The coefficients, of shape (k, degree + 1), and E f_i f_j, of shape (k, k).
+    """
+    scale = math.sqrt(q)
+    edges = _panel_edges(scale, kinks)
+    half = np.diff(edges)[:, None] / 2
+    inside = slice(0, _ORDER)
+    z = (edges[:-1, None] + half + half * _NODES[inside]).ravel()
+    weight = (half * _WEIGHTS[inside]).ravel() * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = integrands(scale * z)
+        weighted = values * weight
+        products = weighted @ values.T
+    polynomials = [np.ones_like(z), z]
+    for n in range(1, degree):
+        following = (z * polynomials[n] - math.sqrt(n) * polynomials[n - 1]) / math.sqrt(n + 1)
+        polynomials.append(following)
+    return weighted @ np.stack(polynomials[: degree + 1], axis=1), products
+
+
 # ---------------------------------------------------------------- correlated pairs
 
 _PAIR_REACH = 7.0
 _PAIR_STEP = 2.0
+_SMOOTH_STEP = 3.5  # where the functions have no kinks and vary on a scale of 1 or more
 _PAIR_NODES, _PAIR_WEIGHTS = np.polynomial.legendre.leggauss(10)
 _FINEST = 1e-6  # a narrower feature weighs nothing, and a panel edge lies on it already
 _LINEAR_BELOW = 1e-11  # a pair this close differs by φ' times its distance, to 1e-5 or better
@@ -133,21 +161,24 @@ def pair_expectation(
     features = [point / math.sqrt(q) for point in sorted(points)]
     # A kink is blurred by the own parts; what is merely steep varies on the scale 1/√q.
     blur = own_scale if kinks else max(own_scale, 1 / math.sqrt(q))
+    step = _PAIR_STEP if kinks or q > 1 else _SMOOTH_STEP
     if shared_scale == 0:
         y, weight_y = np.zeros(1), np.ones(1)
     else:
         centres = [np.array(feature / shared_scale) for feature in features]
-        y, weight_y = _pair_panels(centres, blur / shared_scale, split=False)
+        y, weight_y = _pair_panels(centres, blur / shared_scale, step, split=False)
     if own_scale == 0:
         z, weight_z = np.zeros((len(y), 1)), np.ones((len(y), 1))
     else:
         centres = [(feature - shared_scale * y) / own_scale for feature in features]
-        z, weight_z = _pair_panels(centres, 1 / math.sqrt(q) / own_scale, split=bool(kinks))
+        sharpness = 1 / math.sqrt(q) / own_scale
+        z, weight_z = _pair_panels(centres, sharpness, step, split=bool(kinks))
     x = math.sqrt(q) * (shared_scale * y[:, None] + own_scale * z)
-    values = integrands(x.ravel()).reshape(-1, *x.shape)
-    inner = (values * weight_z).sum(axis=-1)
-    partner = inner[:, ::-1] if opposite else inner
-    products = (inner * weight_y) @ partner.T
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
+        values = integrands(x.ravel()).reshape(-1, *x.shape)
+        inner = (values * weight_z).sum(axis=-1)
+        partner = inner[:, ::-1] if opposite else inner
+        products = (inner * weight_y) @ partner.T
     if opposite:
         gap = float(((values[0] ** 2 * weight_z).sum(axis=-1) * weight_y).sum() - products[0, 0])
     elif decorrelation < _LINEAR_BELOW:
@@ -159,19 +190,19 @@ def pair_expectation(
 
 
 def _pair_panels(
-    centres: list[np.ndarray], width: float, *, split: bool
+    centres: list[np.ndarray], width: float, step: float, *, split: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and Gaussian weights along the last axis, refined around each centre down to width.
 
     ``split`` puts a panel edge on the centres themselves even where no refinement is needed.
     """
     width = max(width, _FINEST)
-    offsets = [0.0] if split or width < _PAIR_STEP / 2 else []
-    while width < _PAIR_STEP / 2:
+    offsets = [0.0] if split or width < step / 2 else []
+    while width < step / 2:
         offsets += [width, -width]
         width *= 2
     shape = centres[0].shape
-    base = np.arange(-_PAIR_REACH, _PAIR_REACH + _PAIR_STEP, _PAIR_STEP)
+    base = np.arange(-_PAIR_REACH, _PAIR_REACH + step / 2, step)
     refined = [centre[..., None] + np.array(offsets) for centre in centres if offsets]
     edges = np.concatenate([np.broadcast_to(base, (*shape, len(base))), *refined], axis=-1)
     edges = np.sort(np.clip(edges, -_PAIR_REACH, _PAIR_REACH), axis=-1)

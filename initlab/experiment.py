@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -23,8 +23,8 @@ from initlab.activations import ACTIVATIONS
 from initlab.data import CLASSES, DATA, DIGITS, Batch, batch
 from initlab.errors import finite_number, positive_int, unknown_name
 from initlab.initialize import BIASES, InitReport, init_
-from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
-from initlab.schemes import scheme
+from initlab.networks import ARCHITECTURES, NORMS, PADDINGS, Blank
+from initlab.schemes import SCHEMES, Scheme, scheme
 from initlab.tracing import Trace, trace
 
 LOSSES = ("probe", "cross_entropy")
@@ -130,9 +130,13 @@ class Experiment:
         params = self.scheme_params or {}
         if not isinstance(params, Mapping):
             raise TypeError(f"scheme_params={params!r} must be a mapping such as {{'std': 0.01}}")
-        chosen, plain = scheme(self.scheme, **params).values, scheme(self.scheme).values
-        differing = {name: value for name, value in chosen.items() if value != plain[name]}
+        chosen, plain = scheme(self.scheme, **params), scheme(self.scheme).values
+        differing = {name: value for name, value in chosen.values.items() if value != plain[name]}
         self._set("scheme_params", MappingProxyType(differing))
+        if reason := self._why_not(chosen):
+            raise ValueError(reason)
+        if callable(chosen.gain) and self.gain is None:
+            chosen.gain_with(self.activation)  # which raises where the activation has none
         if self.gain is not None:
             self._set("gain", finite_number("gain", self.gain, positive=True))
         if isinstance(self.bias, str):
@@ -149,6 +153,19 @@ class Experiment:
             self._set("bias_std", finite_number("bias_std", self.bias_std))
             if self.bias_std < 0:
                 raise ValueError(f"bias_std={self.bias_std} must be at least 0")
+
+    def _why_not(self, chosen: Scheme) -> str:
+        """Why the scheme cannot fill every weight of this network; empty where it can."""
+        return next(filter(None, map(chosen.why_not, self._weight_shapes())), "")
+
+    def _weight_shapes(self) -> Iterator[tuple[int, ...]]:
+        """The different shapes of its weights, without repeats, since depth may be absurd."""
+        widths = self.widths or (self.width,) * min(self.depth, 2)
+        kernel = (3, 3) if self.architecture == "cnn" else ()
+        for fan_in, fan_out in pairwise((self.input_size, *widths)):
+            yield (fan_out, fan_in, *kernel)
+        if self.has_head:
+            yield (CLASSES, widths[-1])
 
     def _check_data(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -213,6 +230,15 @@ class Experiment:
         return 1 if self.architecture == "cnn" else 64
 
     @property
+    def schemes(self) -> tuple[str, ...]:
+        """The names of the schemes that can fill every weight of this network."""
+        return tuple(
+            name
+            for name, entry in SCHEMES.items()
+            if name == self.scheme or not self._why_not(entry)
+        )
+
+    @property
     def has_head(self) -> bool:
         return self.loss == "cross_entropy"
 
@@ -247,8 +273,7 @@ class Experiment:
 
     def build_with_report(self) -> tuple[nn.Module, InitReport]:
         """The network, initialized, and what ``init_`` reports of it."""
-        with torch.random.fork_rng(devices=[]):  # torch's own defaults, which init_ overwrites
-            torch.manual_seed(self.weight_seed)
+        with Blank():
             options = {"padding_mode": self.padding} if self.architecture == "cnn" else {}
             model = ARCHITECTURES[self.architecture](
                 self.input_size,
@@ -265,7 +290,7 @@ class Experiment:
             gain=self.gain,
             bias=self.bias,
             bias_std=self.bias_std,
-            seed=self.weight_seed,
+            seed=torch.Generator().manual_seed(self.weight_seed),  # as in the script of code()
             **(self.scheme_params or {}),
         )
         return model, report

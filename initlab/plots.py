@@ -20,6 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from initlab.errors import unknown_name
@@ -39,15 +40,23 @@ HEALTHY = (0.1, 10.0)
 
 QUANTITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "second_moment": ("second moment", "what σ²_w E φ² + σ²_b propagates: how large"),
-        "var": ("variance", "over samples and units together"),
+        "second_moment": (
+            "second moment",
+            "E h² over samples and units: how large the signal is; "
+            "σ_w² E φ² + σ_b² carries it from layer to layer.",
+        ),
+        "var": (
+            "variance",
+            "Over samples and units together: the second moment without the square of the mean.",
+        ),
         "across_samples_var": (
             "variance across samples",
-            "what still tells one input from another",
+            "Over samples at each unit, averaged over units: what still tells one input "
+            "from another.",
         ),
     }
 )
-"""What can be drawn of a tensor: its name in words, and what it says."""
+"""What can be drawn of a tensor: its name in words, and a sentence on what it says."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,24 @@ def curve(
     return Curve(label, layers, values, note)
 
 
+def theory_curve(
+    prediction: Prediction, what: str = "forward", quantity: str = "second_moment"
+) -> Curve | None:
+    """Theory's curve for the same picture; None where theory says nothing of it.
+
+    >>> from initlab import Experiment
+    >>> prediction = Experiment(depth=3, data="noise").predict()
+    >>> theory_curve(prediction, quantity="var").values.round(2).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    if what not in ("forward", "backward"):
+        return None
+    # E h = 0 for weights of mean 0, so that variance and second moment agree.
+    known = "second_moment" if quantity == "var" else quantity
+    theory = curve(prediction, what, known, "theory")
+    return theory if np.isfinite(theory.values).any() else None
+
+
 def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:
     value = getattr(site, field, None)
     if value is None:
@@ -194,6 +221,8 @@ class Panel:
     def __init__(self, ax: Axes, *, animated: bool = False) -> None:
         self.ax = ax
         self.animated = animated
+        self.view = ""
+        self._healthy: Text | None = None
         self.background: tuple = ()
         self.moving: list[Artist] = []
 
@@ -215,7 +244,9 @@ class Panel:
         limits = _limits(curves) if view.log else (-0.03, 1.03)
         background = (what, quantity, nice_depth(max(deepest, depth or 1)), limits)
         if background != self.background:
-            self._dress(view, quantity, *background[2:])
+            if what != self.view:
+                self._set_up(what)
+            self._set_range(quantity, *background[2:])
             self.background = background
         ends: list[_Spot] = []
         if theory is not None:
@@ -237,7 +268,8 @@ class Panel:
     def histograms(self, trace: Trace) -> None:
         """A ridgeline: one density per layer, each over its own range, from first to last."""
         self.clear_moving()
-        self._dress(VIEWS["histograms"], "", 1, (0, 1))
+        self._set_up("histograms")
+        self.ax.set_title(VIEWS["histograms"].title, loc="left", fontsize=10.5)
         self.background = ("histograms", object())  # equal to no other
         sites = [site for site in trace if site.kind == "affine" and site.histogram is not None]
         shown = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, 12).astype(int))]
@@ -334,28 +366,22 @@ class Panel:
             artist.remove()
         self.moving = []
 
-    def _dress(self, view: View, quantity: str, depth: int, limits: tuple[float, float]) -> None:
-        """Everything that stays while curves move."""
-        ax = self.ax
+    def _set_up(self, what: str) -> None:
+        """Everything that stays while one kind of picture is shown; slow, since ticks are."""
+        self.view = what
+        view, ax = VIEWS[what], self.ax
         ax.clear()
-        ax.set_title(
-            view.title.format(QUANTITIES.get(quantity, ("",))[0]), loc="left", fontsize=10.5
-        )
+        self._healthy = None
         ax.set_xlabel("layer", fontsize=9.5)
-        ax.set_xlim(0, depth * 1.02)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         if view.log:
             ax.set_yscale("log")
-            decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
-            step = next(step for step in _TICK_STEPS if decades <= 6.2 * step)
-            ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
             ax.yaxis.set_minor_locator(NullLocator())
-            if view.field in ("forward", "backward"):
-                ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
-                if math.log10(limits[1] / HEALTHY[1]) > _LABEL_HEIGHT * decades:
-                    ax.text(1.01 * depth, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
-                            ha="right", va="bottom", zorder=1)  # fmt: skip
-        ax.set_ylim(*limits)
+        if view.log and view.field in ("forward", "backward"):
+            ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
+            self._healthy = ax.text(0.99, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
+                                    transform=ax.get_yaxis_transform(),
+                                    ha="right", va="bottom", zorder=1)  # fmt: skip
         ax.grid(axis="y", color="#e8e8e8", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.tick_params(labelsize=9, colors="#444444")
@@ -363,6 +389,20 @@ class Panel:
             ax.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             ax.spines[side].set_color("#999999")
+
+    def _set_range(self, quantity: str, depth: int, limits: tuple[float, float]) -> None:
+        """Title and limits: what changes where a curve leaves the axes, or the quantity does."""
+        view, ax = VIEWS[self.view], self.ax
+        ax.set_title(view.title.format(QUANTITIES[quantity][0]), loc="left", fontsize=10.5)
+        ax.set_xlim(0, depth * 1.02)
+        if view.log:
+            decades = math.log10(limits[1] / limits[0]) if limits[0] > 1e-300 else 600
+            step = next(step for step in _TICK_STEPS if decades <= 6.2 * step)
+            ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
+            if self._healthy is not None:  # in a thinner zone the curve would run through its name
+                zone = math.log10(HEALTHY[1] / HEALTHY[0])
+                self._healthy.set_visible(zone > _LABEL_HEIGHT * decades)
+        ax.set_ylim(*limits)
 
 
 _DEPTHS = (5, 10, 20, 30, 50, 75, 100)
@@ -443,7 +483,7 @@ def plot(
     measured = [curve(each, what, quantity, label) for label, each in traces.items()]
     if len(measured) >= 3 and isinstance(subject, Sequence) and _same_layers(measured):
         measured = [_fold_seeds(measured)]
-    theory = curve(predictions[0], what, quantity, "theory") if predictions else None
+    theory = theory_curve(predictions[0], what, quantity) if predictions else None
     panel.update(what, measured=measured, theory=theory, quantity=quantity)
     return ax.figure  # type: ignore[return-value]
 

@@ -1,28 +1,51 @@
 """predict(): what theory says for every site of an experiment.
 
-Forward, layer by layer: E h² = fan_in·Var(W)·E φ²(√q z) + Var(b) (He et al. 2015, eq. 7, for any
-activation). Backward, from the output down: E δ² = E φ'²(√q z)·fan_out·Var(W)·E δ'² (eq. 13). Both
-hold at infinite width for independent zero-mean weights.
+This file says what of an experiment theory needs, and where theory is silent; how the numbers
+travel through the layers is in ``initlab.propagation``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol, overload
 
+import numpy as np
+
 from initlab.activations import Activation, activation
-from initlab.data import batch
+from initlab.data import CLASSES, batch
 from initlab.errors import unknown_name
+from initlab.finite_width import Scatter
+from initlab.propagation import (
+    Affine,
+    Gradient,
+    GradientStep,
+    Shared,
+    Signal,
+    Step,
+    backward,
+    first_step,
+    next_step,
+    shifted_backward,
+    shifted_forward,
+)
 from initlab.schemes import Scheme, scheme
 
 _GROUPS = 8
 """Inputs of unequal length are represented by this many groups of equal size."""
 
-_OVERFLOW = 1e290  # beyond it squares leave float64
+_PAIRS = {True: 16, False: 2}
+"""Pairs of inputs likewise, by angle: more where the activation has a closed form."""
+
+_IMAGES = 64
+"""Images, whose lengths differ from pixel to pixel, are represented by this many of the batch."""
+
+_SUMS = 2.0 ** np.arange(-12, 4)
+"""Noise under weights of nonzero mean: by sums over its features between these, in deviations,
+crowding where a saturating activation changes sides."""
 
 
 class Predictable(Protocol):
@@ -45,6 +68,8 @@ class Predictable(Protocol):
     @property
     def norm(self) -> str: ...
     @property
+    def padding(self) -> str: ...
+    @property
     def data(self) -> str: ...
     @property
     def batch_size(self) -> int: ...
@@ -58,9 +83,15 @@ class Predictable(Protocol):
 
 @dataclass(frozen=True)
 class PredictedStats:
-    """What theory says of one tensor: E x² over batch and units, at infinite width.
+    """What theory says of one tensor.
 
-    ``across_samples_var``, ``low`` and ``high`` are None where theory does not give them.
+    Attributes:
+        second_moment: E x² over batch and units, at infinite width.
+        across_samples_var: the variance over all inputs at a unit, at infinite width; a batch of
+            B shows 1 − 1/B of it. None where theory does not follow it.
+        low, high: where the measured second moment lies in 95 % of the draws of the weights (and
+            of noise), at this width and batch; see ``initlab.finite_width``. None where theory does
+            not follow it.
     """
 
     second_moment: float
@@ -83,10 +114,14 @@ class PredictedSite:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none."""
+    """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none.
+
+    ``batch_size`` is that of the experiment.
+    """
 
     sites: tuple[PredictedSite, ...]
     reason: str = ""
+    batch_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -110,17 +145,6 @@ class Prediction:
         return f"Prediction({len(self.sites)} sites{', ' + self.reason if self.reason else ''})"
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One affine layer as theory knows it; forward and backward factors of its weights."""
-
-    name: str
-    act: str | None
-    forward_factor: float  # fan_in · Var(W)
-    backward_factor: float  # fan_out · Var(W)
-    bias_var: float
-
-
 def predict(experiment: Predictable) -> Prediction:
     """What theory says for every site that ``experiment.run()`` will measure.
 
@@ -136,14 +160,10 @@ def predict(experiment: Predictable) -> Prediction:
     if reason:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
-    groups = _input_second_moments(
-        experiment.data, experiment.batch_size, experiment.sizes[0], experiment.data_seed
-    )
     phi = activation(experiment.activation)
-    runs = [_propagate(phi, layers, q) for q in groups]
-    forward = _mean_columns([run[0] for run in runs])
-    backward = _mean_columns([run[1] for run in runs])
-    return Prediction(tuple(_sites(layers, forward, backward)))
+    follow = _follow_shifted if any(layer.mean for layer in layers) else _follow_centred
+    rows = follow(experiment, layers, phi)
+    return Prediction(tuple(_sites(experiment, rows)), batch_size=experiment.batch_size)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
@@ -155,32 +175,40 @@ def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
 
 def _silent(experiment: Predictable, chosen: Scheme) -> str:
     """Why theory says nothing of this experiment, or an empty string."""
-    if experiment.architecture != "mlp":
-        return f"No theory is drawn for the architecture {experiment.architecture!r} yet."
+    moved = chosen.weight_mean(1, 1) != 0
     if experiment.norm != "none":
         return "No theory is drawn: normalization rescales every layer by what it measures."
-    if chosen.ensemble == "constant" and chosen.weight_mean(1, 1) != 0:
-        return "No theory is drawn: equal weights make all units equal, so nothing is Gaussian."
-    if chosen.weight_mean(1, 1) != 0:
-        return "No theory is drawn: the theory is for weights of mean 0, and these have another."
+    if chosen.ensemble == "structured":
+        return "No theory is drawn: it is for independent weights, and these have a structure."
+    if experiment.architecture == "cnn" and moved:
+        return "No theory is drawn: for convolutions it is for weights of mean 0 only."
     if isinstance(experiment.bias, int | float) and experiment.bias != 0:
         return "No theory is drawn: a constant bias shifts the pre-activations' mean away from 0."
     return ""
 
 
-def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[_Layer]:
+def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
     sizes = experiment.sizes
+    bias_std = chosen.bias_std if experiment.bias is None else experiment.bias_std
     layers = []
-    for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+    for index, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         head = experiment.has_head and index == len(sizes) - 1
-        variance = chosen.weight_std(fan_in, fan_out, gain) ** 2
+        border = experiment.padding if experiment.architecture == "cnn" and not head else ""
+        taps = 9 if border else 1
+        fans = inputs * taps, outputs * taps
+        mean = chosen.weight_mean(*fans)
+        spread = 0.0 if chosen.ensemble == "constant" else chosen.weight_std(*fans, gain)
         layers.append(
-            _Layer(
-                "head" if head else f"linear{index}",
-                None if head else f"act{index}",
-                fan_in * variance,
-                fan_out * variance,
-                _bias_variance(bias, experiment.bias_std, fan_in),
+            Affine(
+                inputs,
+                outputs,
+                var=spread**2,
+                mean=mean,
+                bias_var=_bias_variance(bias, bias_std, fans[0]),
+                uniform_bias=bias == "pytorch_default",
+                orthogonal=chosen.ensemble == "orthogonal",
+                taps=taps,
+                border=border,
             )
         )
     return layers
@@ -194,67 +222,213 @@ def _bias_variance(bias: Any, bias_std: float | None, fan_in: int) -> float:
     return 0.0
 
 
+# ---------------------------------------------------------------- zero-mean weights
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The numbers of one site before it has a name; None is what theory does not say."""
+
+    forward: PredictedStats | None
+    backward: PredictedStats | None
+
+
+def _follow_centred(
+    experiment: Predictable, layers: Sequence[Affine], phi: Activation
+) -> list[_Row]:
+    drawn = experiment.data != "noise"  # of noise theory knows the law, not the draw
+    source = _source(
+        experiment.data,
+        experiment.architecture,
+        experiment.batch_size if drawn else 0,
+        layers[0].inputs,
+        experiment.data_seed if drawn else 0,
+        phi.homogeneous is not None,
+    )
+    steps: list[Step] = []
+    for index, layer in enumerate(layers):
+        act = None if experiment.has_head and index == len(layers) - 1 else phi
+        step = next_step(steps[-1], layer, act, phi) if steps else first_step(source, layer, act)
+        if step is None:
+            break
+        steps.append(step)
+    gradients: list[GradientStep] = []
+    at_input = None
+    if len(steps) == len(layers):
+        likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
+        gradients, at_input = backward(steps, phi, likeness)
+    size = experiment.batch_size
+    rows = [_Row(_stats(source, None, size), _gradient_stats(at_input, size))]
+    for index, step in enumerate(steps):
+        at = gradients[index] if gradients else GradientStep(None, None)
+        pooled = step.after is None and bool(steps[index - 1].layer.border)
+        if pooled:
+            through = Gradient(step.layer.backward_factor, None)
+            rows += [_Row(None, _gradient_stats(through, size))] * 2
+        forward = None if pooled else _stats(step.before, step.before.scatter, size)
+        rows.append(_Row(forward, _gradient_stats(at.before, size)))
+        if step.after is not None:
+            forward = _stats(step.after, step.after.scatter, size)
+            rows.append(_Row(forward, _gradient_stats(at.after, size)))
+    return rows
+
+
+def _stats(signal: Signal, scatter: Scatter | None, batch_size: int) -> PredictedStats:
+    second = signal.second_moment
+    return PredictedStats(second, signal.across_samples_var, *_band(second, scatter, batch_size))
+
+
+def _gradient_stats(gradient: Gradient | None, batch_size: int) -> PredictedStats | None:
+    """Gradients of different samples are independent in direction: all of E δ² is across them."""
+    if gradient is None or not math.isfinite(gradient.second_moment):
+        return None
+    second = gradient.second_moment
+    return PredictedStats(second, second, *_band(second, gradient.scatter, batch_size))
+
+
+def _band(
+    second_moment: float, scatter: Scatter | None, batch_size: int
+) -> tuple[float | None, float | None]:
+    if scatter is None:
+        return None, None
+    law = scatter.batch_law(batch_size)
+    if not law.log_var < 400:
+        return None, None
+    low, high = law.interval()
+    return second_moment * low, second_moment * high
+
+
 @lru_cache(maxsize=64)
-def _input_second_moments(
-    data: str, batch_size: int, features: int, seed: int
-) -> tuple[float, ...]:
-    """E x² of the inputs: 1 for noise, the groups' means of the samples' own for real data."""
+def _source(
+    data: str, architecture: str, batch_size: int, inputs: int, seed: int, fine: bool
+) -> Signal:
+    """The batch as theory sees it: a few groups by length, a few groups of pairs by angle."""
+    image = (1, 8, 8) if architecture == "cnn" else (1,)
+    taps = 9 if architecture == "cnn" else 1
     if data == "noise":
-        return (1.0,)
-    inputs = batch(data, batch_size, images=False, features=features, seed=seed).inputs.double()
-    lengths = inputs.square().mean(dim=1).sort().values
-    return tuple(float(part.mean()) for part in lengths.tensor_split(min(_GROUPS, batch_size)))
+        ones = np.ones(image)
+        drawn = Scatter(single=math.log1p(2 / inputs), angle=1 / (inputs * taps))
+        return Signal(ones, ones, ones, drawn)
+    given = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double()
+    x = given.numpy()
+    squares = (x**2).mean(axis=1)
+    pair_lengths, pair_gaps, angle = _angles(x, _PAIRS[fine] if architecture == "mlp" else 1)
+    if architecture == "cnn":
+        lengths = x[:_IMAGES].reshape(-1, 8, 8) ** 2
+        lengths *= squares.mean() / lengths.mean()
+    else:
+        groups = np.array_split(np.sort(squares), min(_GROUPS, batch_size))
+        lengths = _evenly([group.mean() for group in groups], [len(group) for group in groups])
+    return Signal(lengths, pair_lengths, pair_gaps, Scatter(angle=angle))
 
 
-def _propagate(phi: Activation, layers: list[_Layer], q: float) -> tuple[list[float], list[float]]:
-    """Second moments along [input, h_1, a_1, …, output]: of the signal, and of its gradient.
-
-    Where the signal leaves the range of floats, it is inf from there on, and its gradient nan.
-    """
-    forward, slopes = [q], []
-    for layer in layers:
-        signal = layer.forward_factor * forward[-1] + layer.bias_var
-        moments = phi.moments(signal) if layer.act and signal < _OVERFLOW else None
-        forward.append(signal if signal < _OVERFLOW else math.inf)
-        if layer.act is not None:
-            forward.append(moments.second_moment if moments else math.inf)
-        slopes.append(moments.derivative_second_moment if moments else math.nan)
-    return forward, _backward(layers, slopes)
+def _evenly(values: list[float], counts: list[int]) -> np.ndarray:
+    """The groups' values, scaled by their shares so that their plain mean is the batch's."""
+    shares = np.array(counts) * len(counts) / sum(counts)
+    return np.array(values) * shares
 
 
-def _backward(layers: list[_Layer], slopes: list[float]) -> list[float]:
-    gradient = [1.0]
-    for index in range(len(layers) - 1, -1, -1):
-        layer = layers[index]
-        if layer.act is not None:
-            gradient.append(gradient[-1] * slopes[index])
-        gradient.append(gradient[-1] * layer.backward_factor)
-    return gradient[::-1]
+def _angles(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """√(E x²·E y²), its excess over E xy, by groups of pairs of like angle; Var of the cosine."""
+    products = x @ x.T / x.shape[1]
+    lengths = np.sqrt(np.diag(products))
+    pairs = np.triu_indices(len(x), k=1)
+    if not len(pairs[0]):
+        return lengths[:1] ** 2, np.zeros(1), 0.0
+    sizes = np.outer(lengths, lengths)[pairs]
+    gaps = sizes - products[pairs]
+    order = np.argsort(gaps / sizes)
+    parts = np.array_split(order, min(groups, len(order)))
+    return (
+        np.array([sizes[part].mean() for part in parts]),
+        np.array([gaps[part].mean() for part in parts]),
+        float(np.var(gaps / sizes)),
+    )
 
 
-def _mean_columns(runs: list[list[float]]) -> list[float]:
-    return [math.fsum(column) / len(runs) for column in zip(*runs, strict=True)]
+# ---------------------------------------------------------------- weights of nonzero mean
 
 
-def _sites(
-    layers: list[_Layer], forward: list[float], backward: list[float]
-) -> Iterator[PredictedSite]:
-    names = [("input", "input", 0)]
-    for depth, layer in enumerate(layers, start=1):
-        names.append((layer.name, "affine", depth))
-        if layer.act is not None:
-            names.append((layer.act, "activation", depth))
-    names.append(("output", "output", len(layers)))
-    rows = zip(names, [*forward, forward[-1]], [*backward, backward[-1]], strict=True)
-    for (name, kind, depth), signal, gradient in rows:
-        if math.isfinite(signal):
-            yield PredictedSite(
-                name,
-                kind,
-                depth,
-                PredictedStats(signal),
-                PredictedStats(gradient) if math.isfinite(gradient) else None,
-                "" if math.isfinite(gradient) else "The forward signal overflows further on.",
-            )
-        else:
-            yield PredictedSite(name, kind, depth, None, None, "The signal overflows here.")
+def _follow_shifted(
+    experiment: Predictable, layers: Sequence[Affine], phi: Activation
+) -> list[_Row]:
+    """Means over inputs, each of which all units see through the sum over its features."""
+    inputs = _sums(experiment.data, experiment.batch_size, layers[0].inputs, experiment.data_seed)
+    walks = [shifted_forward(at, layers, phi, not experiment.has_head) for at in inputs]
+    reached = min(len(walk) for walk in walks)
+    total = 0.0 if experiment.has_head else float(layers[-1].outputs)  # Σ (softmax − y) is 0
+    back = [shifted_backward(w, layers, total) for w in walks] if reached == len(layers) else []
+
+    def mean(values: Sequence[float]) -> PredictedStats | None:
+        average = math.fsum(at.weight * v for at, v in zip(inputs, values, strict=True))
+        return PredictedStats(average) if math.isfinite(average) else None
+
+    def gradient(index: int, place: str) -> PredictedStats | None:
+        if not back:
+            return None
+        at = [getattr(rows[index], place) for rows, _ in back]
+        return mean([each.second_moment for each in at])
+
+    at_input = mean([below.second_moment for _, below in back]) if back else None
+    rows = [_Row(mean([at.second_moment for at in inputs]), at_input)]
+    for index in range(reached):
+        steps = [walk[index] for walk in walks]
+        before = mean([step.mean**2 + step.var for step in steps])
+        rows.append(_Row(before, gradient(index, "before")))
+        after = [step.after.second_moment for step in steps if step.after is not None]
+        if after:
+            rows.append(_Row(mean(after), gradient(index, "after")))
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _sums(data: str, batch_size: int, features: int, seed: int) -> tuple[Shared, ...]:
+    if data == "noise":
+        edges = np.concatenate([-_SUMS[::-1], [0.0], _SUMS])
+        nodes, weights = np.polynomial.legendre.leggauss(3)
+        half = np.diff(edges)[:, None] / 2
+        sums = (edges[:-1, None] + half + half * nodes).ravel()
+        density = (half * weights).ravel() * np.exp(-(sums**2) / 2)
+        return tuple(
+            Shared(at / math.sqrt(features), 1.0, share)
+            for at, share in zip(sums.tolist(), (density / density.sum()).tolist(), strict=True)
+        )
+    x = batch(data, batch_size, images=False, features=features, seed=seed).inputs.double()
+    means, squares = x.mean(dim=1).tolist(), x.square().mean(dim=1).tolist()
+    return tuple(Shared(m, q, 1 / len(means)) for m, q in zip(means, squares, strict=True))
+
+
+# ---------------------------------------------------------------- the sites' names
+
+
+def _sites(experiment: Predictable, rows: Sequence[_Row]) -> Iterator[PredictedSite]:
+    names = list(_names(experiment))
+    overflow = "The signal overflows here."
+    pooled = "No theory is drawn: the average over an image depends on how alike its pixels are."
+    missing = "The forward signal overflows further on."
+    last = rows[-1] if len(rows) == len(names) - 1 else None
+    for index, (name, kind, depth) in enumerate(names):
+        row = rows[index] if index < len(rows) else last if index == len(rows) else None
+        if row is None:
+            yield PredictedSite(name, kind, depth, None, None, overflow)
+            continue
+        reason = "" if row.backward else missing
+        if row.forward is None:
+            reason = pooled
+        yield PredictedSite(name, kind, depth, row.forward, row.backward, reason)
+
+
+def _names(experiment: Predictable) -> Iterator[tuple[str, str, int]]:
+    """Name, kind and depth of every site, as a trace gives them."""
+    affine = "conv" if experiment.architecture == "cnn" else "linear"
+    hidden = len(experiment.sizes) - 1 - experiment.has_head
+    yield "input", "input", 0
+    for depth in range(1, hidden + 1):
+        yield f"{affine}{depth}", "affine", depth
+        yield f"act{depth}", "activation", depth
+    if experiment.has_head:
+        if experiment.architecture == "cnn":
+            yield "pool", "other", hidden
+            yield "flatten", "other", hidden
+        yield "head", "affine", hidden + 1
+    yield "output", "output", hidden + experiment.has_head

@@ -8,238 +8,41 @@ theory and tests pick it up by themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from initlab.activations import Activation, ElementwiseFunction
-from initlab.activations import gain as activation_gain
-from initlab.errors import finite_number, unknown_name
+from initlab.activations import activation as resolve_activation
+from initlab.errors import unknown_name
+from initlab.model_schemes import MODEL_SCHEMES
+from initlab.scheme_entry import (
+    ANY_TENSOR,
+    MODES,
+    ActivationSpec,
+    Fans,
+    Figure,
+    Fill,
+    Mode,
+    Parameter,
+    Scheme,
+    bias_code,
+)
+from initlab.structured_schemes import STRUCTURED_SCHEMES, orthogonal_
+from initlab.theory import critical_sigma_w
 
-Mode = Literal["fan_in", "fan_out"]
-MODES: tuple[Mode, ...] = ("fan_in", "fan_out")
-
-
-@dataclass(frozen=True)
-class Fans:
-    """What a scheme may know of the weight: fans, gain and the rows of its matrix view."""
-
-    fan_in: float
-    fan_out: float
-    gain: float
-    rows: int
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a scheme: its default, the range a slider offers, and its meaning."""
-
-    default: Any
-    low: float | None
-    high: float | None
-    meaning: str
-    choices: tuple[str, ...] = ()
-
-
-Fill = Callable[..., None]
-Figure = Callable[..., float]
-
-
-def _no_mean(fans: Fans, **_: Any) -> float:
-    return 0.0
-
-
-def _any_values(**values: Any) -> None:
-    """Accept every combination of parameter values."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    r"""How to fill a weight tensor, and everything that is to be said of it.
-
-    Attributes:
-        name: the registry's key; as in ``torch.nn.init`` where torch has it.
-        title: for menus and headings.
-        family: "constant", "fixed scale", "variance preserving" or "orthogonal".
-        formula: LaTeX of the distribution.
-        source: paper, year, equation.
-        suits: one sentence on when to use it.
-        ensemble: what theory needs to know: "iid", "orthogonal" or "constant" entries.
-        gain: the gain used where none is given: a number, or "activation" for the activation's.
-        bias: the bias it prescribes, "zeros" or "pytorch_default".
-        parameters: name → Parameter.
-        values: the chosen values of the parameters.
-        check: raises ValueError for values that do not go together.
-    """
-
-    name: str
-    title: str
-    family: str
-    formula: str
-    source: str
-    suits: str
-    fill: Fill = field(repr=False)
-    std: Figure = field(repr=False)
-    call: Callable[..., str] = field(repr=False)
-    mean: Figure = field(default=_no_mean, repr=False)
-    ensemble: Literal["iid", "orthogonal", "constant"] = "iid"
-    gain: float | Literal["activation"] = 1.0
-    uses_gain: bool = True
-    bias: Literal["zeros", "pytorch_default"] = "zeros"
-    parameters: Mapping[str, Parameter] = field(default_factory=dict, repr=False)
-    values: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[..., None] = field(default=_any_values, repr=False)
-
-    def __call__(
-        self,
-        tensor: Tensor,
-        *,
-        gain: float | None = None,
-        fan_in: float | None = None,
-        fan_out: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Fill ``tensor`` in place and return it.
-
-        Args:
-            tensor: a weight of at least 2 dimensions, (fan_out, fan_in, *kernel).
-            gain: the scheme's own if not given (√2 where it would be the activation's).
-            fan_in, fan_out: from the tensor's shape if not given.
-            generator: torch's global one if not given.
-
-        Raises:
-            TypeError: not a tensor. ValueError: fewer than 2 dimensions, empty, or not float.
-        """
-        fans = self._fans(tensor, gain, fan_in, fan_out)
-        with torch.no_grad():
-            self.fill(tensor, fans, generator, **self.values)
-        return tensor
-
-    def weight_std(
-        self, fan_in: float, fan_out: float, gain: float | None = None, *, rows: int | None = None
-    ) -> float:
-        """The standard deviation of the weights.
-
-        ``rows`` is the first dimension of the weight, needed by orthogonal alone: fan_out if not
-        given, which is right for Linear layers.
-        """
-        return self.std(self._numbers(fan_in, fan_out, gain, rows), **self.values)
-
-    def weight_mean(self, fan_in: float, fan_out: float, gain: float | None = None) -> float:
-        """The mean of the weights: 0 for all schemes but constants and shifted distributions."""
-        return self.mean(self._numbers(fan_in, fan_out, gain, None), **self.values)
-
-    def code(self, layer: str = "layer", *, gain: float | None = None) -> str:
-        """The PyTorch lines that initialize a Linear or Conv ``layer`` (its expression) the same.
-
-        >>> print(scheme("xavier_normal").code("fc"))
-        nn.init.xavier_normal_(fc.weight)
-        nn.init.zeros_(fc.bias)
-        """
-        weight = self.weight_code(f"{layer}.weight", self._gain(gain))
-        return f"{weight}\n{bias_code(layer, self.bias)}"
-
-    def weight_code(self, weight: str, gain: float) -> str:
-        """The PyTorch lines that fill ``weight`` (an expression) with this gain."""
-        return self.call(weight, gain, **self.values)
-
-    def gain_with(self, activation: str | nn.Module | ElementwiseFunction | Activation) -> float:
-        """The gain it uses with this activation: its own, or for kaiming the activation's.
-
-        With ``mode="fan_out"`` that is the gain which preserves gradients.
-        """
-        if self.gain != "activation":
-            return self.gain
-        mode = self.values.get("mode", "fan_in")
-        return activation_gain(activation, "backward" if mode == "fan_out" else "forward")
-
-    def with_values(self, **values: Any) -> Scheme:
-        """The same scheme with other parameter values.
-
-        Raises:
-            TypeError: not a parameter of this scheme. ValueError: a value out of its range.
-        """
-        for name in values:
-            if name not in self.parameters:
-                known = ", ".join(self.parameters) or "none"
-                raise TypeError(f"scheme {self.name!r} has no parameter {name!r}; it has: {known}")
-        plain = {name: self._required(name, value) for name, value in values.items()}
-        chosen: dict[str, Any] = {**self.values, **plain}
-        self.check(**chosen)
-        return replace(self, values=MappingProxyType(chosen))
-
-    def _required(self, name: str, value: Any) -> Any:
-        """The value as a plain float or str, or raise."""
-        parameter = self.parameters[name]
-        if parameter.choices:
-            if value not in parameter.choices:
-                raise unknown_name(f"{self.name} {name}", value, parameter.choices)
-            return value
-        if value is None and parameter.default is None:
-            return None
-        number = finite_number(f"{self.name} {name}", value)
-        if name == "std" and number < 0:
-            raise ValueError(f"{self.name} std={value} must be at least 0")
-        return number
-
-    def _gain(self, gain: float | None) -> float:
-        if gain is not None:
-            return finite_number("gain", gain, positive=True)
-        return math.sqrt(2) if self.gain == "activation" else self.gain
-
-    def _numbers(self, fan_in: float, fan_out: float, gain: float | None, rows: int | None) -> Fans:
-        finite_number("fan_in", fan_in, positive=True)
-        finite_number("fan_out", fan_out, positive=True)
-        return Fans(fan_in, fan_out, self._gain(gain), rows or int(fan_out))
-
-    def _fans(
-        self, tensor: Tensor, gain: float | None, fan_in: float | None, fan_out: float | None
-    ) -> Fans:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"scheme {self.name!r} fills a tensor, not a {type(tensor).__name__}; "
-                "for a whole model use initlab.init_(model, scheme)"
-            )
-        if tensor.dim() < 2:
-            raise ValueError(
-                f"scheme {self.name!r} needs a weight of at least 2 dimensions, got shape "
-                f"{tuple(tensor.shape)}: a bias has no fan_in; init_(…, bias=…) sets biases"
-            )
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            raise ValueError(
-                f"scheme {self.name!r} needs a non-empty float tensor, got {tensor.dtype} "
-                f"of shape {tuple(tensor.shape)}"
-            )
-        receptive = tensor[0, 0].numel()
-        return self._numbers(
-            fan_in or tensor.shape[1] * receptive,
-            fan_out or tensor.shape[0] * receptive,
-            gain,
-            tensor.shape[0],
-        )
-
-
-def bias_code(layer: str, kind: str | float, std: float | None = None) -> str:
-    """The PyTorch lines that set the bias of a ``layer`` (an expression): zeros, pytorch_default,
-    normal of this std, or a number."""
-    if kind == "pytorch_default":
-        bound = f"bound = 1 / {layer}.weight[0].numel() ** 0.5"
-        return f"{bound}\nnn.init.uniform_({layer}.bias, -bound, bound)"
-    if kind == "zeros":
-        return f"nn.init.zeros_({layer}.bias)"
-    if kind == "normal":
-        return f"nn.init.normal_({layer}.bias, std={std!r})"
-    return f"nn.init.constant_({layer}.bias, {kind!r})"
-
+__all__ = [
+    "MODES", "SCHEMES", "Fans", "Mode", "Parameter", "Scheme", "applicable", "bias_code",
+    "register_scheme", "scheme",
+]  # fmt: skip
 
 # ---------------------------------------------------------------- the fills and their numbers
 
 
 def _fan(fans: Fans, mode: str) -> float:
+    if mode == "fan_avg":
+        return (fans.fan_in + fans.fan_out) / 2
     return fans.fan_in if mode == "fan_in" else fans.fan_out
 
 
@@ -266,7 +69,7 @@ def _fill_trunc_normal(
 
 
 def _fill_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
-    nn.init.orthogonal_(tensor, fans.gain, generator=generator)
+    orthogonal_(tensor, fans.gain, generator)
 
 
 def _normal_of(std: Figure) -> Fill:
@@ -295,6 +98,50 @@ def _kaiming_std(fans: Fans, *, mode: str = "fan_in", a: float | None = None) ->
     return gain / math.sqrt(_fan(fans, mode))
 
 
+def _check_slope(*, mode: str, a: float | None) -> None:
+    """A slope above 1 is a gain in disguise, but for √5, with which torch makes its default."""
+    if a is not None and a > 1 and not math.isclose(a, math.sqrt(5), rel_tol=1e-3):
+        raise ValueError(
+            f"a={a} must be a negative slope between 0 and 1 (√5 as in torch's default layers is "
+            f"accepted too); if {a} is meant as a gain, say gain={a}"
+        )
+
+
+def _variance_scaling_std(
+    fans: Fans, *, scale: float | None, mode: str, distribution: str
+) -> float:
+    """Keras and JAX VarianceScaling: Var W = scale/n, of the distribution after any cut."""
+    return math.sqrt((fans.gain**2 if scale is None else scale) / _fan(fans, mode))
+
+
+_CUT_STD = 0.879625661034240
+"""The std of N(0, 1) cut to [−2, 2]: √(1 − 4·φ(2)/(Φ(2) − Φ(−2)))."""
+
+
+def _fill_variance_scaling(tensor: Tensor, fans: Fans, generator: Any, **values: Any) -> None:
+    std = _variance_scaling_std(fans, **values)
+    if values["distribution"] == "uniform":
+        bound = math.sqrt(3) * std
+        nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    elif values["distribution"] == "normal":
+        nn.init.normal_(tensor, 0.0, std, generator=generator)
+    else:
+        wide = std / _CUT_STD
+        nn.init.trunc_normal_(tensor, 0.0, wide, -2 * wide, 2 * wide, generator=generator)
+
+
+def _dropout_corrected_std(fans: Fans, *, keep: float) -> float:
+    """Inverted dropout divides what is kept by keep: E x² = E φ²/keep (Hendrycks & Gimpel 2016)."""
+    return fans.gain * math.sqrt(keep / fans.fan_in)
+
+
+def _siren_std(fans: Fans, *, omega: float, position: str) -> float:
+    """Sitzmann et al. 2020, sec. 3.2: U(±1/n) first, U(±√(6/n)/ω₀) elsewhere."""
+    if position == "first":
+        return 1 / (math.sqrt(3) * fans.fan_in)
+    return math.sqrt(2 / fans.fan_in) / omega
+
+
 def _lecun_std(fans: Fans) -> float:
     """LeCun et al. 1998, eq. 16."""
     return fans.gain / math.sqrt(fans.fan_in)
@@ -307,6 +154,18 @@ def _fan_in_uniform_std(fans: Fans) -> float:
 def _orthogonal_std(fans: Fans) -> float:
     """Rows or columns of norm gain: entries of variance gain²/max(rows, columns)."""
     return fans.gain / math.sqrt(max(fans.rows, fans.fan_in))
+
+
+def _critical_std(fans: Fans, *, sigma_b: float) -> float:
+    """The gain is σ_w*."""
+    return fans.gain / math.sqrt(fans.fan_in)
+
+
+def _critical_sigma_w(activation: ActivationSpec, *, sigma_b: float) -> float:
+    """σ_w*; 1 after the identity, which keeps gradients whatever the biases."""
+    if resolve_activation(activation).name == "identity":
+        return 1.0
+    return critical_sigma_w(activation, sigma_b)
 
 
 def _check_uniform(*, low: float, high: float) -> None:
@@ -381,6 +240,27 @@ def _lecun_call(kind: str) -> Callable[..., str]:
     return lambda weight, gain: _spelt_out(kind, weight, f"{gain!r} / {weight}[0].numel() ** 0.5")
 
 
+def _variance_scaling_call(
+    weight: str, gain: float, *, scale: float | None, mode: str, distribution: str
+) -> str:
+    fan_in, fan_out = f"{weight}[0].numel()", f"{weight}[:, 0].numel()"
+    fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": f"(({fan_in} + {fan_out}) / 2)"}[mode]
+    std = f"{gain!r} / {fan} ** 0.5" if scale is None else f"({scale!r} / {fan}) ** 0.5"
+    if distribution != "truncated_normal":
+        return _spelt_out(distribution, weight, std)
+    return (
+        f"std = {std} / {_CUT_STD!r}  # the std before the cut\n"
+        f"nn.init.trunc_normal_({weight}, std=std, a=-2 * std, b=2 * std)"
+    )
+
+
+def _siren_call(weight: str, gain: float, *, omega: float, position: str) -> str:
+    bound = f"1 / {weight}[0].numel()"
+    if position == "hidden":
+        bound = f"(6 / {weight}[0].numel()) ** 0.5 / {omega!r}"
+    return f"bound = {bound}\nnn.init.uniform_({weight}, -bound, bound)"
+
+
 def _spelt_out(kind: str, weight: str, std: str) -> str:
     if kind == "normal":
         return f"nn.init.normal_({weight}, std={std})"
@@ -424,13 +304,24 @@ def register_scheme(name: str, **fields: Any) -> Scheme:
     """
     if not name or name in _registry:
         raise ValueError(f"scheme name {name!r} is empty or already registered")
-    parameters = fields.get("parameters", {})
-    defaults = {key: parameter.default for key, parameter in parameters.items()}
-    _registry[name] = Scheme(name=name, values=MappingProxyType(defaults), **fields)
+    _registry[name] = Scheme(name=name, **fields)
     return _registry[name]
 
 
-_MODE = Parameter("fan_in", None, None, "which fan keeps its variance", MODES)
+def applicable(shape: Sequence[int]) -> list[str]:
+    """The names of the schemes that can fill a weight of this shape.
+
+    >>> "dirac" in applicable((8, 4, 3, 3)), "dirac" in applicable((8, 4))
+    (True, False)
+    """
+    return [name for name, entry in _registry.items() if not entry.why_not(shape)]
+
+
+_LAWS = (
+    ("uniform", _uniform_of, r"U(\pm\sqrt{3}\,\sigma),\ \sigma"),
+    ("normal", _normal_of, r"N(0, \sigma^2),\ \sigma"),
+)
+_MODE = Parameter("fan_in", None, None, "which fan keeps its variance", MODES[:2])
 _SLOPE = Parameter(None, 0.0, 1.0, "negative slope of leaky_relu; None: the activation's gain")
 
 for _name, _title, _value in (("zeros", "Zeros", 0.0), ("ones", "Ones", 1.0)):
@@ -438,6 +329,7 @@ for _name, _title, _value in (("zeros", "Zeros", 0.0), ("ones", "Ones", 1.0)):
         _name,
         title=_title,
         family="constant",
+        dims=ANY_TENSOR,
         formula=rf"W_{{ij}} = {_value:g}",
         source="Goodfellow et al. 2016, Deep Learning, sec. 8.4 (on breaking symmetry)",
         suits="Nothing but a demonstration: all units of a layer stay equal for ever.",
@@ -455,6 +347,7 @@ register_scheme(
     "constant",
     title="Constant",
     family="constant",
+    dims=ANY_TENSOR,
     formula=r"W_{ij} = c",
     source="Goodfellow et al. 2016, Deep Learning, sec. 8.4 (on breaking symmetry)",
     suits="Nothing but a demonstration: all units of a layer stay equal for ever.",
@@ -471,6 +364,7 @@ register_scheme(
     "uniform",
     title="Uniform",
     family="fixed scale",
+    dims=ANY_TENSOR,
     formula=r"W_{ij} \sim U(\mathrm{low}, \mathrm{high})",
     source="the textbook's first try; no paper",
     suits="Seeing what a scale that ignores fan_in does; torch's default range [0, 1] has mean ½.",
@@ -490,6 +384,7 @@ register_scheme(
     "normal",
     title="Normal",
     family="fixed scale",
+    dims=ANY_TENSOR,
     formula=r"W_{ij} \sim N(\mu, \sigma^2)",
     source="Krizhevsky et al. 2012, sec. 5 (σ = 0.01)",
     suits="Seeing what a scale that ignores fan_in does to a deep network.",
@@ -500,7 +395,7 @@ register_scheme(
     uses_gain=False,
     parameters={
         "mean": Parameter(0.0, -1.0, 1.0, "mean μ"),
-        "std": Parameter(1.0, 0.0, 2.0, "standard deviation σ"),
+        "std": Parameter(1.0, 0.0, 2.0, "standard deviation σ", least=0),
     },
 )
 
@@ -508,6 +403,7 @@ register_scheme(
     "trunc_normal",
     title="Truncated normal",
     family="fixed scale",
+    dims=ANY_TENSOR,
     formula=r"W_{ij} \sim N(\mu, \sigma^2)\ \text{cut to}\ [a, b]",
     source="torch.nn.init.trunc_normal_ (a and b are absolute, not multiples of σ)",
     suits="Transformers (std 0.02), where a and b as published cut nothing off.",
@@ -521,7 +417,7 @@ register_scheme(
     check=_check_trunc_normal,
     parameters={
         "mean": Parameter(0.0, -1.0, 1.0, "mean μ before the cut"),
-        "std": Parameter(1.0, 0.0, 2.0, "standard deviation σ before the cut"),
+        "std": Parameter(1.0, 0.0, 2.0, "standard deviation σ before the cut", least=0),
         "a": Parameter(-2.0, -5.0, 5.0, "lower cut, absolute"),
         "b": Parameter(2.0, -5.0, 5.0, "upper cut, absolute"),
     },
@@ -540,11 +436,7 @@ register_scheme(
     uses_gain=False,
 )
 
-for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
-    _law = {
-        "uniform": r"U(\pm\sqrt{3}\,\sigma),\ \sigma",
-        "normal": r"N(0, \sigma^2),\ \sigma",
-    }[_kind]
+for _kind, _fill, _law in _LAWS:
     register_scheme(
         f"xavier_{_kind}",
         title=f"Xavier {_kind}",
@@ -557,11 +449,7 @@ for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
         call=_call(f"xavier_{_kind}_", gain=True),
     )
 
-for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
-    _law = {
-        "uniform": r"U(\pm\sqrt{3}\,\sigma),\ \sigma",
-        "normal": r"N(0, \sigma^2),\ \sigma",
-    }[_kind]
+for _kind, _fill, _law in _LAWS:
     register_scheme(
         f"kaiming_{_kind}",
         title=f"Kaiming (He) {_kind}",
@@ -574,14 +462,11 @@ for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
         std=_kaiming_std,
         call=_kaiming_call(_kind),
         gain="activation",
+        check=_check_slope,
         parameters={"mode": _MODE, "a": _SLOPE},
     )
 
-for _kind, _fill in (("uniform", _uniform_of), ("normal", _normal_of)):
-    _law = {
-        "uniform": r"U(\pm\sqrt{3}\,\sigma),\ \sigma",
-        "normal": r"N(0, \sigma^2),\ \sigma",
-    }[_kind]
+for _kind, _fill, _law in _LAWS:
     register_scheme(
         f"lecun_{_kind}",
         title=f"LeCun {_kind}",
@@ -606,6 +491,7 @@ register_scheme(
     call=_default_call,
     uses_gain=False,
     bias="pytorch_default",
+    default=True,
 )
 
 register_scheme(
@@ -620,3 +506,90 @@ register_scheme(
     call=_call("orthogonal_", gain=True),
     ensemble="orthogonal",
 )
+
+register_scheme(
+    "variance_scaling",
+    title="Variance scaling (Keras, JAX)",
+    family="variance preserving",
+    formula=r"\mathrm{Var}\,W_{ij} = s/n,\ n = n_\mathrm{in},\ n_\mathrm{out}\ "
+    r"\text{or their mean}",
+    source="keras.initializers.VarianceScaling, jax.nn.initializers.variance_scaling",
+    suits="Porting a model from Keras or JAX, where every scheme is a case of this one.",
+    fill=_fill_variance_scaling,
+    std=_variance_scaling_std,
+    call=_variance_scaling_call,
+    gain="activation",
+    parameters={
+        "scale": Parameter(
+            None, 0.01, 4.0, "s, the variance times n; None: the activation's gain²", least=1e-12
+        ),
+        "mode": Parameter("fan_in", None, None, "which fan is n", MODES),
+        "distribution": Parameter(
+            "truncated_normal", None, None,
+            "law; truncated_normal is cut at two of its standard deviations and widened to match",
+            ("truncated_normal", "normal", "uniform"),
+        ),
+    },
+)  # fmt: skip
+
+register_scheme(
+    "dropout_corrected",
+    title="Dropout-corrected",
+    family="variance preserving",
+    formula=r"W_{ij} \sim N(0, \sigma^2),\ \sigma = g\sqrt{p_\mathrm{keep}/n_\mathrm{in}}",
+    source="Hendrycks & Gimpel 2016, 'Adjusting for Dropout Variance' (the forward part)",
+    suits="Layers that read a dropped-out signal: inverted dropout raises E x² by 1/keep.",
+    fill=_normal_of(_dropout_corrected_std),
+    std=_dropout_corrected_std,
+    call=lambda weight, gain, keep: _spelt_out(
+        "normal", weight, f"{gain!r} * ({keep!r} / {weight}[0].numel()) ** 0.5"
+    ),
+    gain="activation",
+    parameters={
+        "keep": Parameter(
+            0.5, 0.05, 1.0, "probability that a unit is kept, 1 − p of nn.Dropout(p)",
+            least=1e-6, most=1,
+        )
+    },
+)  # fmt: skip
+
+register_scheme(
+    "critical",
+    title="Edge of chaos",
+    family="variance preserving",
+    formula=r"W_{ij} \sim N(0, \sigma_w^{*2}/n_\mathrm{in}),\ b_i \sim N(0, \sigma_b^2),\ "
+    r"\sigma_w^{*2}\,\mathrm{E}\,\varphi'^2(\sqrt{q^*}z) = 1",
+    source="Poole et al. 2016; Schoenholz et al. 2017, eq. 5",
+    suits="Deep networks without normalization: gradients neither vanish nor explode.",
+    fill=_normal_of(_critical_std),
+    std=_critical_std,
+    call=lambda weight, gain, sigma_b: _spelt_out(
+        "normal", weight, f"{gain!r} / {weight}[0].numel() ** 0.5"
+    ),
+    gain=_critical_sigma_w,
+    bias="normal",
+    bias_parameter="sigma_b",
+    parameters={"sigma_b": Parameter(0.0, 0.0, 1.0, "standard deviation of the biases", least=0)},
+)
+
+register_scheme(
+    "siren",
+    title="SIREN",
+    family="variance preserving",
+    formula=r"W_{ij} \sim U(\pm\sqrt{6/n_\mathrm{in}}/\omega_0);\ "
+    r"\text{first layer}\ U(\pm 1/n_\mathrm{in})",
+    source="Sitzmann et al. 2020, sec. 3.2",
+    suits="Networks of sin(ω₀(Wx + b)); for a plain sin(Wx + b) take omega=1.",
+    fill=_uniform_of(_siren_std),
+    std=_siren_std,
+    call=_siren_call,
+    uses_gain=False,
+    bias="pytorch_default",
+    parameters={
+        "omega": Parameter(30.0, 1.0, 60.0, "ω₀, the frequency inside the sine", least=1e-6),
+        "position": Parameter("hidden", None, None, "where the layer stands", ("hidden", "first")),
+    },
+)
+
+for _entry in (*STRUCTURED_SCHEMES, *MODEL_SCHEMES):
+    _registry[_entry.name] = _entry

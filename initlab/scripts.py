@@ -148,7 +148,8 @@ def _head(experiment: Scriptable) -> str:
 def _initialize(experiment: Scriptable) -> str:
     chosen, gain, bias = prescribed(experiment)
     weight = chosen.weight_code("layer.weight", gain)
-    return f"{weight}\n{bias_code('layer', bias, experiment.bias_std)}"
+    bias_std = chosen.bias_std if experiment.bias is None else experiment.bias_std
+    return f"{weight}\n{bias_code('layer', bias, bias_std)}"
 
 
 def _gradient(experiment: Scriptable) -> str:

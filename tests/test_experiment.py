@@ -29,7 +29,22 @@ SMALL = Experiment(depth=3, width=8, batch_size=16)
 @st.composite
 def experiments(draw):
     """Any valid experiment of moderate size."""
-    scheme_name = draw(st.sampled_from(sorted(SCHEMES)))
+    loss = draw(st.sampled_from(["probe", "cross_entropy"]))
+    plain = Experiment(
+        architecture=draw(st.sampled_from(sorted(ARCHITECTURES))),
+        depth=draw(st.integers(1, 6)),
+        width=draw(st.integers(1, 12)),
+        widths=draw(st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=5)),
+        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+        norm=draw(st.sampled_from(NORMS)),
+        padding=draw(st.sampled_from(PADDINGS)),
+        data="digits" if loss == "cross_entropy" else draw(st.sampled_from(DATA)),
+        batch_size=draw(st.integers(2, 40)),
+        loss=loss,
+        seed=draw(st.integers(0, 2**31 - 1)),
+    )
+    scheme_name = draw(st.sampled_from(plain.schemes))
+    gains = st.floats(0.01, 5) if scheme_name == "critical" else st.none() | st.floats(0.01, 5)
     params = {
         "normal": {"std": draw(st.floats(0, 3)), "mean": draw(st.floats(-1, 1))},
         "constant": {"val": draw(st.floats(-1, 1))},
@@ -37,24 +52,13 @@ def experiments(draw):
         "kaiming_uniform": {"a": draw(st.none() | st.floats(0, 1))},
     }.get(scheme_name)
     bias = draw(st.none() | st.sampled_from(BIASES) | st.floats(-2, 2))
-    loss = draw(st.sampled_from(["probe", "cross_entropy"]))
-    return Experiment(
-        architecture=draw(st.sampled_from(sorted(ARCHITECTURES))),
-        depth=draw(st.integers(1, 6)),
-        width=draw(st.integers(1, 12)),
-        widths=draw(st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=5)),
-        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+    return plain.replace(
+        widths=plain.widths,
         scheme=scheme_name,
         scheme_params=draw(st.sampled_from([params, None])),
-        gain=draw(st.none() | st.floats(0.01, 5)),
+        gain=draw(gains),  # not every activation has a critical one
         bias=bias,
         bias_std=draw(st.floats(0, 2)) if bias == "normal" else None,
-        norm=draw(st.sampled_from(NORMS)),
-        padding=draw(st.sampled_from(PADDINGS)),
-        data="digits" if loss == "cross_entropy" else draw(st.sampled_from(DATA)),
-        batch_size=draw(st.integers(2, 40)),
-        loss=loss,
-        seed=draw(st.integers(0, 2**31 - 1)),
     )
 
 
@@ -416,9 +420,46 @@ def test_the_script_spells_every_activation(name, capsys):
 
 
 @pytest.mark.parametrize("bias", [None, "pytorch_default", 0.5])
-@pytest.mark.parametrize("name", SCHEMES)
-def test_the_script_spells_every_scheme(name, bias, capsys):
-    script_agrees_with_run(SMALL.replace(scheme=name, activation="tanh", bias=bias), capsys)
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [(a, name) for a in ARCHITECTURES for name in SMALL.replace(architecture=a).schemes],
+)
+def test_the_script_spells_every_scheme(architecture, name, bias, capsys):
+    experiment = SMALL.replace(architecture=architecture, scheme=name, activation="tanh", bias=bias)
+    script_agrees_with_run(experiment, capsys)
+
+
+def test_a_scheme_that_cannot_fill_a_weight_of_the_network_is_refused_with_the_reason():
+    for changes, message in (
+        ({"scheme": "dirac"}, r"needs a convolution's kernel .* got shape \(8, 64\)"),
+        ({"scheme": "identity", "architecture": "cnn"}, r"got shape \(8, 1, 3, 3\)"),
+        ({"scheme": "looks_linear", "width": 7}, r"takes even sizes, got shape \(7, 64\)"),
+        ({"scheme": "delta_orthogonal", "architecture": "cnn", "widths": (8, 4)}, "got 8 to 4"),
+        (
+            {"scheme": "dirac", "architecture": "cnn", "loss": "cross_entropy"},
+            r"got shape \(10, 8\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SMALL.replace(**changes)
+
+
+def test_a_critical_point_that_does_not_exist_is_refused():
+    for changes in ({"activation": "softplus"}, {"scheme_params": {"sigma_b": 0.1}}):
+        with pytest.raises(ValueError, match="has no edge of chaos at sigma_b="):
+            SMALL.replace(scheme="critical", **changes)
+    assert SMALL.replace(scheme="critical", activation="softplus", gain=1.0).run()
+
+
+def test_the_schemes_of_an_experiment_are_those_that_run():
+    for architecture in ARCHITECTURES:
+        experiment = SMALL.replace(architecture=architecture)
+        for name in SCHEMES:
+            if name in experiment.schemes:
+                assert len(experiment.replace(scheme=name).run())
+            else:
+                with pytest.raises(ValueError, match=f"scheme {name!r}"):
+                    experiment.replace(scheme=name)
 
 
 @pytest.mark.parametrize(
@@ -432,6 +473,9 @@ def test_the_script_spells_every_scheme(name, bias, capsys):
         {"scheme_params": {"a": 0.3}},
         {"scheme": "normal", "scheme_params": {"std": 0.01, "mean": 0.1}},
         {"scheme": "trunc_normal", "scheme_params": {"a": 0.0, "std": 0.1, "mean": -0.1}},
+        {"scheme": "critical", "scheme_params": {"sigma_b": 0.2}, "activation": "tanh"},
+        {"scheme": "variance_scaling", "scheme_params": {"mode": "fan_avg"}},
+        {"scheme": "siren", "scheme_params": {"omega": 1.0}, "activation": "sin"},
     ],
     ids=str,
 )

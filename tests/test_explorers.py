@@ -5,6 +5,7 @@ import pytest
 
 from initlab import Experiment, SignalExplorer
 from initlab.explorers.signal import RIGHT_VIEWS
+from initlab.plots import QUANTITIES
 
 START = Experiment(depth=6, width=16, batch_size=32)
 
@@ -37,6 +38,30 @@ def test_every_choice_of_every_menu_draws(explorer):
         assert explorer.trace.names[-1] == "output"
 
 
+def test_the_menu_offers_the_schemes_that_can_fill_the_networks_weights(explorer):
+    menu = explorer.controls["scheme"]
+    assert "identity" in menu.options
+    assert "dirac" not in menu.options
+    explorer.controls["architecture"].value = "cnn"
+    assert "identity" not in menu.options
+    menu.value = "dirac"
+    assert explorer.status.startswith("The signal")
+    explorer.controls["architecture"].value = "mlp"
+    assert "needs a convolution's kernel (3 to 5 dimensions), got shape (16, 64)" in explorer.status
+    menu.value = "orthogonal"
+    assert explorer.status.startswith("The signal")
+    assert explorer.experiment == START.replace(scheme="orthogonal")
+    assert "dirac" not in menu.options
+
+
+def test_an_activation_without_a_critical_point_is_said(explorer):
+    explorer.controls["scheme"].value = "critical"
+    assert explorer.status.startswith("The signal")
+    explorer.controls["activation"].value = "softplus"
+    assert "has no edge of chaos at sigma_b=0" in explorer.status
+    assert explorer.live.dimmed
+
+
 @pytest.mark.parametrize("right", [value for _, value in RIGHT_VIEWS])
 @pytest.mark.parametrize("quantity", ["second_moment", "var", "across_samples_var"])
 def test_every_view_draws(explorer, right, quantity):
@@ -46,6 +71,21 @@ def test_every_view_draws(explorer, right, quantity):
     explorer.controls["right"].value = right
     assert not explorer.live.dimmed, explorer.status
     assert right == "backward" or explorer.live.png != before
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_what_the_chosen_measure_says_stands_beside_the_choice(explorer, quantity):
+    explorer.controls["quantity"].value = quantity
+    _, sentence = QUANTITIES[quantity]
+    assert sentence in explorer._meaning.value
+
+
+def test_no_cure_is_promised_for_what_theory_does_not_give():
+    explorer = SignalExplorer(START.replace(depth=30, scheme="xavier_normal", width=64))
+    assert "kaiming_normal keeps both" in explorer.status
+    explorer.controls["quantity"].value = "across_samples_var"
+    assert explorer.status.startswith("What tells the inputs apart vanishes")
+    assert "keeps both" not in explorer.status  # He's weights lose it as well
 
 
 def test_controls_replace_fields_of_the_experiment(explorer):
@@ -155,6 +195,11 @@ def test_the_share_field_restores_and_refuses(explorer):
     explorer._share.value = other.share()[:-6]
     assert "cut short" in explorer.status or "damaged" in explorer.status
     assert explorer.live.dimmed
+    assert explorer.status in explorer._share_note.value  # and beside the field
+    explorer._share.value = other.share()
+    assert explorer.experiment == other
+    assert not explorer.live.dimmed
+    assert explorer._share_note.value == ""
 
 
 def test_the_folds_show_the_numbers_and_the_code(explorer):

@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -62,6 +63,16 @@ def test_a_refresh_brings_alt_text_and_ends_dimming():
     assert live.alt == "what it says"
     assert not live.dimmed
     assert set(live.timing) == {"draw", "encode"}
+
+
+def test_the_png_holds_the_canvas_pixel_for_pixel():
+    picture = Picture(3.21, 1.23)
+    picture.text(0.1, 0.4, "any text", color="#d55e00")
+    live = LiveFigure(picture)
+    live.refresh([], "background", "alt")
+    Image.open(io.BytesIO(live.png)).verify()  # the checksums too
+    canvas: Any = picture.canvas
+    np.testing.assert_array_equal(pixels(live.png), np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def test_boxes_are_fractions_of_the_image():

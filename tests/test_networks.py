@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from initlab import ACTIVATIONS, ARCHITECTURES, cnn, mlp
-from initlab.networks import NORMS, PADDINGS
+from initlab import ACTIVATIONS, ARCHITECTURES, cnn, init_, mlp
+from initlab.networks import NORMS, PADDINGS, Blank
+
+AFFINE = (nn.Linear, nn.Conv2d)
 
 widths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
@@ -74,6 +76,22 @@ def test_each_layer_has_an_activation_module_of_its_own():
     model = mlp(3, [4, 4], "prelu")
     assert model.act1 is not model.act2
     assert mlp(3, [4], torch.sin)(torch.zeros(1, 3)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_blank_network_initialized_equals_a_drawn_one_initialized(architecture, norm):
+    make = ARCHITECTURES[architecture]
+    drawn = make(3, [5, 6], "prelu", norm=norm, head=2)
+    before = torch.get_rng_state()
+    with Blank():
+        blank = make(3, [5, 6], "prelu", norm=norm, head=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(not module.weight.any() for module in blank if isinstance(module, AFFINE))
+    for model in (drawn, blank):
+        init_(model, "pytorch_default", seed=7)
+    torch.testing.assert_close(blank.state_dict(), drawn.state_dict(), rtol=0, atol=0)
+    assert [type(module) for module in blank] == [type(module) for module in drawn]
 
 
 @pytest.mark.parametrize("make", [mlp, cnn])

@@ -115,6 +115,15 @@ def test_the_log_axis_holds_every_value_and_steps_in_whole_decades():
         assert 1.0 in ticks
 
 
+@pytest.mark.parametrize(("scale", "named"), [(1e-5, True), (1e3, True), (1e60, False)])
+def test_the_healthy_zone_is_named_where_it_is_tall_enough(scale, named):
+    panel = Panel(Picture().add_subplot())
+    panel.update("forward", measured=[Curve("", np.array([1, 2]), np.array([1.0, scale]))])
+    (text,) = panel.ax.texts
+    assert text.get_text() == "healthy"
+    assert text.get_visible() == named
+
+
 def test_a_drawing_goes_into_the_given_axes(measured):
     figure = Picture()
     ax = figure.add_subplot()
@@ -153,6 +162,25 @@ def test_small_moves_leave_the_background_alone():
     assert panel.background == (*background[:2], 10, background[3])
     panel.update("forward", measured=[curve(SMALL.replace(depth=8).run(), "forward")])
     assert panel.background[2] == 10
+
+
+def test_a_panel_keeps_nothing_of_what_it_showed_before(measured):
+    """Drawn after every other picture, each is the same as drawn alone."""
+    used = Panel(Picture().add_subplot())
+    wild = Experiment(depth=40, width=32, scheme="normal", data="noise").run()
+
+    def draw(panel, what):
+        if what == "histograms":
+            panel.histograms(measured)
+        else:
+            panel.update(what, measured=[curve(measured, what)], quantity="var")
+        return panel.ax.figure._repr_png_()
+
+    for what in VIEWS:
+        used.histograms(measured)
+        used.update("backward", measured=[curve(wild, "backward")])
+        used.update(what, measured=[curve(wild, what)])
+        assert draw(used, what) == draw(Panel(Picture().add_subplot()), what), what
 
 
 @pytest.mark.parametrize("depth", [1, 5, 6, 99, 100, 101, 999, 10_000, 123_456])

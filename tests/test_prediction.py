@@ -30,18 +30,7 @@ def test_sites_are_named_as_those_of_the_trace(loss, widths):
         assert [getattr(s, field) for s in predicted] == [getattr(s, field) for s in traced]
 
 
-NAMED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.xfail(
-            name == "prelu", reason="a trace names nn.PReLU, which has a weight, linear1.prelu"
-        ),
-    )
-    for name in ACTIVATIONS
-]
-
-
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_sites_are_named_as_those_of_the_trace_for_every_activation(name):
     experiment = SMALL.replace(activation=name)
     assert [s.name for s in experiment.predict()] == [s.name for s in experiment.run()]
@@ -58,37 +47,41 @@ def test_with_a_norm_every_site_is_predicted_or_a_reason_is_given(norm):
         assert predicted.reason.endswith(".")
 
 
-@pytest.mark.parametrize(
-    ("architecture", "name", "phi"), list(product(ARCHITECTURES, SCHEMES, ACTIVATIONS))
-)
-def test_every_combination_is_predicted_or_a_reason_is_given(architecture, name, phi):
-    experiment = SMALL.replace(architecture=architecture, scheme=name, activation=phi)
-    predicted = experiment.predict()
-    assert bool(predicted.reason) == (len(predicted) == 0)
-    if predicted.reason:
-        assert predicted.reason[0].isupper()
-        assert predicted.reason.endswith(".")
-        return
-    for site in predicted:
-        assert (site.forward is not None and site.backward is not None) or site.reason
-        if site.forward:
-            assert site.forward.second_moment >= 0
-        if site.backward:
-            assert site.backward.second_moment >= 0
+def as_theory_knows(name: str) -> tuple:
+    """Schemes of equal figures are one case to theory."""
+    chosen = SCHEMES[name]
+    figures = chosen.weight_std(16, 16, 1.0), chosen.weight_std(8, 32, 2.0)
+    return (*figures, chosen.weight_mean(16, 16), chosen.ensemble, chosen.bias, chosen.uses_gain)
+
+
+@pytest.mark.parametrize(("architecture", "phi"), list(product(ARCHITECTURES, ACTIVATIONS)))
+def test_every_combination_is_predicted_or_a_reason_is_given(architecture, phi):
+    offered = SMALL.replace(architecture=architecture).schemes
+    for name in {as_theory_knows(name): name for name in offered}.values():
+        gain = 1.2 if name == "critical" else None  # not every activation has a critical one
+        predicted = SMALL.replace(
+            architecture=architecture, scheme=name, activation=phi, gain=gain
+        ).predict()
+        assert bool(predicted.reason) == (len(predicted) == 0)
+        if predicted.reason:
+            assert predicted.reason[0].isupper()
+            assert predicted.reason.endswith(".")
+        for site in predicted:
+            assert (site.forward is not None and site.backward is not None) or site.reason
+            for stats in (site.forward, site.backward):
+                assert stats is None or stats.second_moment >= 0
+                assert stats is None or stats.low is None or stats.low <= stats.high
 
 
 def test_where_theory_is_silent_the_sentence_says_why():
     reasons = {
-        "architecture": SMALL.replace(architecture="cnn"),
         "normalization": SMALL.replace(norm="batch"),
-        "equal": SMALL.replace(scheme="ones"),
-        "mean 0": SMALL.replace(scheme="uniform"),
+        "structure": SMALL.replace(scheme="sparse"),
+        "mean 0": SMALL.replace(architecture="cnn", scheme="uniform"),
         "constant bias": SMALL.replace(bias=0.3),
     }
     for word, experiment in reasons.items():
         assert word in experiment.predict().reason
-    shifted = SMALL.replace(scheme="normal", scheme_params={"mean": 0.1, "std": 0.1})
-    assert "mean 0" in shifted.predict().reason
 
 
 def test_a_bias_of_zero_and_weights_of_mean_zero_are_no_reason_for_silence():
@@ -134,6 +127,18 @@ def test_he_initialization_keeps_relus_second_moments_in_both_directions():
     predicted = Experiment(depth=50, width=64, data="noise").predict()
     assert [s.forward.second_moment for s in layers(predicted)] == pytest.approx([2.0] * 50)
     assert [s.backward.second_moment for s in layers(predicted)] == pytest.approx([0.5] * 50)
+
+
+def test_at_the_edge_of_chaos_gradients_stay_and_the_signal_settles():
+    """tanh with σ_b = 0.2 (table t2a): σ_w = 1.3041458401, q* = 0.5120785."""
+    experiment = Experiment(
+        depth=200, width=64, activation="tanh", scheme="critical", data="noise",
+        scheme_params={"sigma_b": 0.2},
+    )  # fmt: skip
+    last = layers(experiment.predict())[-1].forward.second_moment
+    assert last == pytest.approx(0.5120785, rel=1e-4)
+    gradients = [site.backward.second_moment for site in layers(experiment.predict())]
+    assert gradients[100] / gradients[150] == pytest.approx(1, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["kaiming_normal", "xavier_normal", "pytorch_default"])
@@ -184,7 +189,8 @@ def test_the_measurement_of_a_wide_tanh_net_lies_near_the_prediction(name, data,
 def test_digits_start_from_their_own_second_moment():
     experiment = Experiment(depth=3, activation="tanh", data="digits")
     measured = experiment.run()["input"].forward.second_moment
-    assert predict(experiment)["input"].forward.second_moment == pytest.approx(measured, rel=1e-6)
+    # Sums of squares in float32 lose up to 1e-5.
+    assert predict(experiment)["input"].forward.second_moment == pytest.approx(measured, rel=2e-5)
 
 
 @pytest.mark.parametrize("phi", ["tanh", "relu", "sigmoid", "gelu"])

@@ -27,11 +27,23 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "expectations"},
     {"activations", "data"},
-    {"measuring", "operations", "preserving"},
+    {"measuring", "operations", "preserving", "checkpoints"},
+    {"units"},
     {"observing"},
     {"sites"},
-    {"theory", "finite_width", "tracing", "networks"},
+    {
+        "theory",
+        "finite_width",
+        "tracing",
+        "networks",
+        "scheme_entry",
+        "layers",
+        "init_report",
+    },
+    {"surroundings", "propagation"},
+    {"model_schemes", "structured_schemes"},
     {"schemes"},
+    {"reach"},
     {"initialize", "prediction", "diagnosis"},
     {"scripts"},
     {"experiment"},
@@ -183,8 +195,9 @@ def test_drawing_and_widgets_stay_in_their_rooms(packages, rooms):
     assert not strays, strays
 
 
-def test_importing_initlab_imports_nothing_heavy():
-    code = f"import initlab, sys; print(*({HEAVY!r} & sys.modules.keys()))"
+@pytest.mark.parametrize("statement", ["import initlab", "from initlab import Experiment, trace"])
+def test_importing_initlab_imports_nothing_heavy(statement):
+    code = f"{statement}; import sys; print(*({HEAVY!r} & sys.modules.keys()))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -293,6 +306,17 @@ def test_binder_start_runs_the_server_with_one_thread():
 
 
 # ---- what is committed
+
+
+def test_make_lab_opens_a_notebook_that_exists():
+    """By address, not as an argument: JupyterLab prints the one, and forgets the other."""
+    recipe = (ROOT / "Makefile").read_text()
+    root = re.search(r"--ServerApp.root_dir=(\S+)", recipe)
+    first = re.search(r"^FIRST := (\S+)$", recipe, re.M)
+    assert root
+    assert first
+    assert "--LabApp.default_url=/lab/tree/$(FIRST)" in recipe
+    assert (ROOT / root[1] / first[1]).is_file()
 
 
 def test_no_file_names_a_machine():

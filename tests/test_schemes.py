@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from initlab import SCHEMES, Scheme, gain, register_scheme, scheme
+from initlab.schemes import applicable
 
 every_scheme = pytest.mark.parametrize("name", SCHEMES)
+every_tensor_scheme = pytest.mark.parametrize(
+    "name", [name for name, entry in SCHEMES.items() if not entry.whole_model]
+)
 SHAPES = [(300, 200), (64, 400), (40, 30, 5), (32, 16, 3, 3), (12, 10, 3, 3, 3)]
 VARIANTS = [
-    *((name, {}) for name in SCHEMES),
+    *((name, {}) for name, entry in SCHEMES.items() if not entry.whole_model),
     ("constant", {"val": -0.3}),
     ("uniform", {"low": -0.1, "high": 0.4}),
     ("normal", {"mean": 0.2, "std": 0.01}),
@@ -23,12 +27,32 @@ VARIANTS = [
     ("kaiming_normal", {"mode": "fan_out"}),
     ("kaiming_uniform", {"mode": "fan_out", "a": 0.3}),
     ("kaiming_normal", {"a": 0.2}),
+    ("variance_scaling", {"scale": 0.7, "mode": "fan_out"}),
+    ("variance_scaling", {"mode": "fan_avg", "distribution": "uniform"}),
+    ("variance_scaling", {"scale": 2.0, "distribution": "normal"}),
+    ("dropout_corrected", {"keep": 0.9}),
+    ("critical", {"sigma_b": 0.1}),
+    ("siren", {"omega": 1.0}),
+    ("siren", {"position": "first"}),
+    ("sparse", {"sparsity": 0.35, "std": 0.5}),
+    ("looks_linear", {"mirror": "outputs"}),
+    ("looks_linear", {"mirror": "inputs"}),
 ]
 
 
 def filled(chosen, shape, *, seed=0, **arguments):
     generator = torch.Generator().manual_seed(seed)
     return chosen(torch.empty(shape), generator=generator, **arguments)
+
+
+def pairs(variants, shapes):
+    """Every variant with every shape that it can fill."""
+    return [
+        (*variant, shape)
+        for variant in variants
+        for shape in shapes
+        if not scheme(variant[0], **variant[1]).why_not(shape)
+    ]
 
 
 def fans(shape):
@@ -40,7 +64,8 @@ def test_every_scheme_that_is_due_is_there():
     expected = (
         "zeros ones constant uniform normal trunc_normal fan_in_uniform xavier_uniform "
         "xavier_normal kaiming_uniform kaiming_normal lecun_uniform lecun_normal "
-        "pytorch_default orthogonal"
+        "pytorch_default orthogonal variance_scaling delta_orthogonal identity dirac sparse "
+        "looks_linear critical siren dropout_corrected lsuv fixup skipinit rezero gpt2 mup"
     )
     assert set(SCHEMES) >= set(expected.split())
 
@@ -56,19 +81,18 @@ def test_every_entry_says_everything_a_catalogue_needs(name):
     assert set(entry.values) == set(entry.parameters)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("name", "params"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("name", "params", "shape"), pairs(VARIANTS, SHAPES), ids=str)
 def test_drawn_weights_have_the_mean_and_std_that_the_scheme_states(name, params, shape):
     """N weights: s.e. of the mean std/√N; of the std at most std/√(2N) (normal) or less (uniform).
 
-    5 of each. An orthogonal matrix has the stated mean square exactly, to rounding.
+    5 of each. Orthogonal matrices have the stated mean square exactly, to rounding.
     """
     chosen = scheme(name, **params)
     weights = filled(chosen, shape, gain=1.3).double()
     std = chosen.weight_std(*fans(shape), 1.3, rows=shape[0])
-    mean = chosen.weight_mean(*fans(shape), 1.3)
+    mean = chosen.weight_mean(*fans(shape), 1.3, rows=shape[0])
     count = weights.numel()
-    if chosen.ensemble == "orthogonal":
+    if name in ("orthogonal", "delta_orthogonal", "looks_linear"):
         assert weights.square().mean().sqrt() == pytest.approx(std, rel=1e-5)
         assert abs(weights.mean()) <= 5 * std / math.sqrt(count)
         return
@@ -123,11 +147,15 @@ TORCH_CALLS = [
     ),
     ("pytorch_default", {}, None, lambda w: nn.init.kaiming_uniform_(w, a=5**0.5)),
     ("orthogonal", {}, 1.4, lambda w: nn.init.orthogonal_(w, gain=1.4)),
+    ("identity", {}, None, nn.init.eye_),
+    ("dirac", {}, None, nn.init.dirac_),
+    ("sparse", {"sparsity": 0.3}, None, lambda w: nn.init.sparse_(w, sparsity=0.3)),
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("name", "params", "used_gain", "call"), TORCH_CALLS)
+@pytest.mark.parametrize(
+    ("name", "params", "used_gain", "call", "shape"), pairs(TORCH_CALLS, SHAPES)
+)
 def test_a_scheme_draws_seed_for_seed_what_torch_draws(name, params, used_gain, call, shape):
     torch.manual_seed(7)
     expected = call(torch.empty(shape))
@@ -148,29 +176,38 @@ def test_pytorch_default_is_what_a_fresh_layer_has(kind):
     assert torch.allclose(drawn, layer.weight.detach(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("used_gain", [math.sqrt(2), 0.7])
-@pytest.mark.parametrize(("name", "params"), VARIANTS, ids=str)
-def test_the_code_of_a_scheme_draws_the_same_numbers_in_a_clean_namespace(name, params, used_gain):
-    chosen = scheme(name, **params)
-    namespace = {"nn": nn, "layer": nn.Linear(30, 20)}
-    torch.manual_seed(11)
-    exec(chosen.code("layer", gain=used_gain), namespace)
-    torch.manual_seed(11)
-    drawn = chosen(torch.empty(20, 30), gain=used_gain)
-    assert torch.allclose(namespace["layer"].weight.detach(), drawn, rtol=1e-6, atol=0)
-    bias = namespace["layer"].bias.detach()
-    assert torch.equal(bias, torch.zeros(20)) == (chosen.bias == "zeros")
-    assert bias.abs().max() <= 1 / math.sqrt(30)
+LAYERS = {
+    "Linear": lambda: nn.Linear(30, 20),
+    "Conv1d": lambda: nn.Conv1d(6, 8, 3),
+    "Conv2d": lambda: nn.Conv2d(4, 6, 3),
+    "Conv3d": lambda: nn.Conv3d(2, 4, (3, 2, 1)),
+}
 
 
-@every_scheme
-def test_the_code_reaches_convolutions_too(name):
-    namespace = {"nn": nn, "net": nn.Sequential(nn.Conv2d(4, 6, 3))}
-    torch.manual_seed(2)
-    exec(SCHEMES[name].code("net[0]"), namespace)
-    torch.manual_seed(2)
-    drawn = SCHEMES[name](torch.empty(6, 4, 3, 3))
-    assert torch.allclose(namespace["net"][0].weight.detach(), drawn, rtol=1e-6, atol=0)
+@pytest.mark.parametrize("used_gain", [math.sqrt(2), 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("name", "params", "layer"),
+    [
+        (name, params, kind)
+        for name, params in VARIANTS
+        for kind, make in LAYERS.items()
+        if not scheme(name, **params).why_not(make().weight.shape)
+    ],
+    ids=str,
+)
+def test_the_code_of_a_scheme_draws_the_same_numbers_in_a_clean_namespace(
+    name, params, used_gain, layer
+):
+    chosen, net = scheme(name, **params), [LAYERS[layer]()]
+    weight, bias = net[0].weight, net[0].bias
+    torch.manual_seed(11)
+    exec(chosen.code("net[0]", gain=used_gain), {"torch": torch, "nn": nn, "net": net})
+    torch.manual_seed(11)
+    drawn = chosen(torch.empty_like(weight), gain=used_gain)
+    assert torch.allclose(weight.detach(), drawn, rtol=1e-6, atol=0)
+    assert (not bias.any()) == (chosen.bias == "zeros" or chosen.bias_std == 0)
+    if chosen.bias == "pytorch_default":
+        assert bias.abs().max() <= 1 / math.sqrt(weight[0].numel())
 
 
 # ---------------------------------------------------------------- fans, gain, parameters
@@ -193,6 +230,19 @@ def test_kaiming_takes_its_gain_from_the_activation_and_the_direction():
     assert scheme("kaiming_normal").gain_with("tanh") == gain("tanh")
     fan_out = scheme("kaiming_normal", mode="fan_out")
     assert fan_out.gain_with("tanh") == gain("tanh", preserve="backward")
+
+
+def test_critical_takes_sigma_w_from_the_activation_and_its_biases():
+    assert scheme("critical").gain_with("tanh") == pytest.approx(1)
+    assert scheme("critical").gain_with("relu") == pytest.approx(math.sqrt(2))
+    noisy = scheme("critical", sigma_b=0.05)
+    assert noisy.gain_with("tanh") == pytest.approx(1.1225390048, rel=1e-9)  # table t2a
+    assert noisy.gain_with("identity") == 1
+    assert (noisy.bias, noisy.bias_std) == ("normal", 0.05)
+    assert noisy.weight_std(25, 9, 1.5) == pytest.approx(0.3)
+    assert "normal_(layer.bias, std=0.05)" in noisy.code()
+    with pytest.raises(ValueError, match="no edge of chaos"):
+        noisy.gain_with("relu")
 
 
 @pytest.mark.parametrize("name", ["xavier_normal", "lecun_normal", "orthogonal"])
@@ -218,6 +268,20 @@ def test_orthogonal_rows_or_columns_have_norm_gain():
     assert torch.allclose(tall.T @ tall, 4 * torch.eye(20), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(40, 30), (8, 6, 3, 3)], ids=str)
+def test_every_dtype_is_filled(dtype, shape):
+    """5 s.e. of the N entries that are not 0, 5/√(2N), and bfloat16's rounding, 2⁻⁹."""
+    for name in applicable(shape):
+        generator = torch.Generator().manual_seed(0)
+        weights = scheme(name)(torch.empty(shape, dtype=dtype), gain=1.0, generator=generator)
+        stated = scheme(name).weight_std(*fans(shape), 1.0, rows=shape[0])
+        drawn = int((weights != 0).sum())
+        assert weights.dtype == dtype
+        tolerance = 2**-9 + (5 / math.sqrt(2 * drawn) if drawn else 0)
+        assert float(weights.double().std()) == pytest.approx(stated, rel=tolerance, abs=1e-6), name
+
+
 def test_filling_a_weight_that_needs_a_gradient_leaves_no_graph():
     weight = nn.Parameter(torch.empty(3, 3))
     assert scheme("orthogonal")(weight) is weight
@@ -227,8 +291,10 @@ def test_filling_a_weight_that_needs_a_gradient_leaves_no_graph():
 
 def test_a_generator_leaves_torchs_global_state_alone():
     state = torch.random.get_rng_state()
-    for name in SCHEMES:
-        filled(SCHEMES[name], (5, 4))
+    for shape in ((6, 4), (6, 4, 3, 3)):
+        for name in applicable(shape):
+            first, again = filled(SCHEMES[name], shape), filled(SCHEMES[name], shape)
+            assert torch.equal(first, again), name
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -264,6 +330,14 @@ def test_a_parameter_that_the_scheme_lacks_is_refused_with_those_it_has():
         ("trunc_normal", {"a": 2.0}, "a=2.0 must be below b=2.0"),
         ("trunc_normal", {"mean": 5.0}, "mean=5.0 lies 3 std outside of a=-2.0 to b=2.0"),
         ("kaiming_normal", {"mode": "fanin"}, "mode 'fanin'; did you mean 'fan_in'"),
+        ("sparse", {"sparsity": 1.2}, "sparse sparsity=1.2 must be at most 1: share of each"),
+        ("sparse", {"sparsity": -0.1}, "sparsity=-0.1 must be at least 0"),
+        ("dropout_corrected", {"keep": 0.0}, "keep=0.0 must be at least 1e-06: probability"),
+        ("dropout_corrected", {"keep": 2}, "keep=2 must be at most 1"),
+        ("variance_scaling", {"scale": -1.0}, "scale=-1.0 must be at least"),
+        ("variance_scaling", {"distribution": "untruncated_normal"}, "did you mean 'truncated_n"),
+        ("siren", {"omega": 0.0}, "omega=0.0 must be at least"),
+        ("looks_linear", {"mirror": "input"}, "mirror 'input'; did you mean 'inputs'"),
     ],
 )
 def test_a_value_out_of_range_is_refused(name, params, message):
@@ -277,16 +351,73 @@ def test_a_value_that_is_no_number_is_refused(value):
         scheme("normal", std=value)
 
 
-@every_scheme
+@every_tensor_scheme
 def test_what_is_not_a_weight_is_refused_with_the_remedy(name):
     with pytest.raises(TypeError, match=r"fills a tensor, not a Linear; for a whole model .*init_"):
         SCHEMES[name](nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"at least 2 dimensions, got shape \(3,\)"):
-        SCHEMES[name](torch.zeros(3))
+    shape = next(shape for shape in SHAPES if not SCHEMES[name].why_not(shape))
     with pytest.raises(ValueError, match=r"non-empty float tensor, got torch.int64"):
-        SCHEMES[name](torch.zeros(3, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"non-empty float tensor, got .* of shape \(0, 3\)"):
-        SCHEMES[name](torch.zeros(0, 3))
+        SCHEMES[name](torch.zeros(shape, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"non-empty float tensor, got .* of shape"):
+        SCHEMES[name](
+            torch.zeros(4, 0, *shape[2:]) if "delta" in name else torch.zeros(0, *shape[1:])
+        )
+
+
+def test_a_vector_is_refused_by_schemes_with_fans_and_filled_by_the_others():
+    for name in applicable((4, 4)):
+        if SCHEMES[name].family in ("constant", "fixed scale"):
+            assert SCHEMES[name](torch.full((3,), math.nan)).isfinite().all()
+            continue
+        with pytest.raises(ValueError, match=r"got shape \(3,\): a bias has no fan_in; init_"):
+            SCHEMES[name](torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("dirac", (4, 4), r"'dirac' needs a convolution's kernel \(3 to 5 .*got shape \(4, 4\)"),
+        ("delta_orthogonal", (4, 4), "needs a convolution's kernel"),
+        ("delta_orthogonal", (4, 8, 3, 3), "at least as many output channels .* got 8 to 4"),
+        ("identity", (4, 4, 3), r"'identity' needs a matrix, as of a Linear layer"),
+        ("sparse", (4, 4, 3, 3), "'sparse' needs a matrix"),
+        ("looks_linear", (4, 5), r"takes even sizes, got shape \(4, 5\); mirror='outputs'"),
+    ],
+)
+def test_a_shape_that_a_scheme_cannot_fill_is_refused_with_the_reason(name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        SCHEMES[name](torch.empty(shape))
+    assert name not in applicable(shape)
+
+
+def test_a_whole_model_scheme_says_that_it_works_through_init__only():
+    for name, entry in SCHEMES.items():
+        if entry.whole_model:
+            with pytest.raises(
+                ValueError, match=rf"{name}' looks at the whole model.*init_\(model"
+            ):
+                entry(torch.empty(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"nonlinearity": "gelu"}, "no parameter 'nonlinearity'; it has: mode, a; say activation="),
+        ({"gain": 1.4}, "no parameter 'gain'.*gain is an argument of its own"),
+        ({"negative_slope": 0.2}, "kaiming calls the negative slope a"),
+    ],
+)
+def test_what_is_said_otherwise_here_is_answered_with_how(params, message):
+    with pytest.raises(TypeError, match=message):
+        scheme("kaiming_normal", **params)
+
+
+def test_a_gain_given_as_kaimings_a_is_refused_but_torchs_own_root_of_five_is_not():
+    for value in (math.sqrt(2), 5 / 3, 2.0):
+        with pytest.raises(ValueError, match=rf"a={value} must be a negative slope .*say gain="):
+            scheme("kaiming_uniform", a=value)
+    drawn = scheme("kaiming_uniform", a=math.sqrt(5)).weight_std(48, 7)
+    assert drawn == pytest.approx(1 / 12)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])

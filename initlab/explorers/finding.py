@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from initlab.experiment import Experiment
-from initlab.plots import HEALTHY, Curve, curve
+from initlab.plots import HEALTHY, Curve, curve, theory_curve
 from initlab.prediction import Prediction
 from initlab.tracing import Trace
 
@@ -26,7 +26,7 @@ def finding(
     backward = curve(trace, "backward")
     parts = [_forward(subject, forward), _backward(backward)]
     if not (_healthy(forward) and _healthy(backward)):
-        parts.append(_cure(experiment))
+        parts.append(_cure(experiment, quantity))
     if prediction.reason:
         parts.append(prediction.reason)
     return " ".join(part for part in parts if part)
@@ -61,23 +61,24 @@ def _backward(gradients: Curve) -> str:
     return f"Gradients hold: {where}."
 
 
-def _cure(experiment: Experiment) -> str:
+def _cure(experiment: Experiment, quantity: str) -> str:
     """The first published scheme that theory expects to keep both within the healthy zone."""
     for name in _CURES:
         if name == experiment.scheme and experiment.gain is None:
             continue
-        other = experiment.replace(scheme=name, gain=None, bias=None)
-        prediction = other.predict()
-        if prediction.reason:
-            return ""
-        curves = (curve(prediction, "forward"), curve(prediction, "backward"))
-        if all(_healthy(each) for each in curves):
+        prediction = experiment.replace(scheme=name, gain=None, bias=None).predict()
+        if all(
+            _healthy(theory_curve(prediction, *each))
+            for each in (("forward", quantity), ("backward",))
+        ):
             return f"In theory {name} keeps both within a factor of 10 of 1."
     return ""
 
 
-def _healthy(each: Curve) -> bool:
-    return not each.note and all(HEALTHY[0] <= value <= HEALTHY[1] for value in each.values)
+def _healthy(each: Curve | None) -> bool:
+    if each is None or each.note:
+        return False
+    return all(HEALTHY[0] <= value <= HEALTHY[1] for value in each.values)
 
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

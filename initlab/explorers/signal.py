@@ -27,9 +27,17 @@ from initlab.explorers.controls import (
 from initlab.explorers.finding import finding
 from initlab.live import LiveFigure
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
-from initlab.plots import QUANTITIES, Curve, Panel, Picture, curve, output_gradient, unit_curves
+from initlab.plots import (
+    QUANTITIES,
+    Curve,
+    Panel,
+    Picture,
+    curve,
+    output_gradient,
+    theory_curve,
+    unit_curves,
+)
 from initlab.prediction import Prediction
-from initlab.schemes import SCHEMES
 from initlab.tracing import Trace
 
 RIGHT_VIEWS = (
@@ -50,7 +58,7 @@ _MORE = (
     "architecture", "data", "loss",
     "norm", "padding", "batch_size",
     "bias", "bias_std", "gain",
-    "quantity", "right", "seed",
+    "seed", "right",
 )  # fmt: skip
 _NOTICEABLE = 5e9  # operations; more than about 150 ms on two cores
 _LARGE = 2e10
@@ -94,19 +102,23 @@ class SignalExplorer(widgets.VBox):
             for left in (0.048, 0.548)
         ]
         self.live = LiveFigure(self.figure)
-        self._status = widgets.HTML(layout=widgets.Layout(min_height="28px", margin="0 6px"))
+        # Two lines high, so that what stands below does not jump with the length of a sentence.
+        self._status = widgets.HTML(layout=widgets.Layout(min_height="38px", margin="0 6px"))
         self._status.add_class("initlab-status")
         self.controls = self._make_controls()
+        self._meaning = widgets.HTML(layout=widgets.Layout(flex="1 1 320px", margin="0 0 0 10px"))
+        self._meaning.add_class("initlab-meaning")
         self._table = widgets.HTML()
         self._code = widgets.Textarea(
-            disabled=False, rows=18, layout=widgets.Layout(width="100%"), description="code"
+            disabled=False, rows=18, layout=widgets.Layout(width="auto"), description="code"
         )
         self._share = widgets.Text(
             description="share",
             placeholder="a share string; paste one here to restore it",
             continuous_update=False,
-            layout=widgets.Layout(width="100%"),
+            layout=widgets.Layout(width="auto"),
         )
+        self._share_note = widgets.HTML(layout=widgets.Layout(display="none", margin="0 0 0 98px"))
         super().__init__(self._arrange())
         self.add_class("initlab-explorer")
         self._load(self._experiment)
@@ -118,7 +130,7 @@ class SignalExplorer(widgets.VBox):
     def _make_controls(self) -> dict[str, Any]:
         now = self._experiment
         return {
-            "scheme": choice("scheme", SCHEMES, now.scheme),
+            "scheme": choice("scheme", now.schemes, now.scheme),
             "activation": choice("activation", ACTIVATIONS, now.activation),
             "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
             "width": Number("width", now.width, 8, 1024, step=8, label_width="50px"),
@@ -145,7 +157,7 @@ class SignalExplorer(widgets.VBox):
             [self.controls[name] for name in ("scheme", "activation", "depth", "width")],
             layout=widgets.Layout(flex_flow="row wrap", width="100%"),
         )
-        more = widgets.GridBox(
+        settings = widgets.GridBox(
             [self.controls[name] for name in _MORE],
             layout=widgets.Layout(
                 width="100%",
@@ -153,10 +165,19 @@ class SignalExplorer(widgets.VBox):
                 grid_gap="0 8px",
             ),
         )
+        self.controls["quantity"].layout.flex = "0 1 300px"
+        measure = widgets.HBox(
+            [self.controls["quantity"], self._meaning],
+            layout=widgets.Layout(flex_flow="row wrap", width="100%", align_items="center"),
+        )
+        more = widgets.VBox([settings, measure])
         self._folds = [
             _fold("more: network, input, loss, bias, gain, seed, what is drawn", more),
             _fold("table of the same numbers", self._table),
-            _fold("PyTorch code, and a string to share", widgets.VBox([self._share, self._code])),
+            _fold(
+                "PyTorch code, and a string to share",
+                widgets.VBox([self._share, self._share_note, self._code]),
+            ),
         ]
         buttons = [
             self._button("Pin", "keep this curve for comparison; again to let it go", self.pin),
@@ -267,6 +288,7 @@ class SignalExplorer(widgets.VBox):
             self._widths = experiment.widths
             self.controls["scheme_params"].show(experiment.scheme)
             self._offer_bias(experiment.bias)
+            self._offer_schemes()
             for field in dataclasses.fields(experiment):
                 if field.name in self.controls:
                     value = getattr(experiment, field.name)
@@ -283,6 +305,14 @@ class SignalExplorer(widgets.VBox):
         numeric = bias is not None and not isinstance(bias, str)
         extra = [(f"constant {bias}", bias)] if numeric else []
         self.controls["bias"].options = [*_BIASES, *extra]
+
+    def _offer_schemes(self) -> None:
+        """The menu holds the schemes that can fill the weights of the network that is shown."""
+        menu = self.controls["scheme"]
+        if tuple(menu.options) != self._experiment.schemes:
+            with self._quietly():
+                menu.options = self._experiment.schemes
+                menu.value = self._experiment.scheme
 
     def _read(self) -> Experiment:
         """The experiment that the controls describe; ValueError or TypeError if there is none."""
@@ -314,6 +344,7 @@ class SignalExplorer(widgets.VBox):
             except (ValueError, TypeError) as error:
                 self._fail(str(error))
                 return
+            self._offer_schemes()
             self._refresh()
 
     @contextmanager
@@ -337,6 +368,13 @@ class SignalExplorer(widgets.VBox):
                 self.experiment = Experiment.from_share(text)
             except (ValueError, TypeError) as error:
                 self._fail(str(error))
+                self._note_share(str(error))  # the status may be out of sight from here
+            else:
+                self._note_share("")
+
+    def _note_share(self, text: str) -> None:
+        self._share_note.value = _sentence(f"⚠ {text}", role="alert") if text else ""
+        self._share_note.layout.display = None if text else "none"
 
     # ------------------------------------------------------------ compute and draw
 
@@ -375,6 +413,7 @@ class SignalExplorer(widgets.VBox):
             return
         start = time.perf_counter()
         quantity = self.controls["quantity"].value
+        self._meaning.value = _sentence(QUANTITIES[quantity][1])
         words = finding(self._experiment, self._seen, self.prediction, quantity)
         right = self.controls["right"].value
         self._update_panel(self._panels[0], "forward")
@@ -414,12 +453,7 @@ class SignalExplorer(widgets.VBox):
         )
 
     def _theory(self, what: str, quantity: str) -> Curve | None:
-        if not self.prediction or what not in ("forward", "backward"):
-            return None
-        # E h = 0 for zero-mean weights, so that variance and second moment agree.
-        known = "second_moment" if quantity == "var" else quantity
-        theory = curve(self.prediction, what, known, "theory")
-        return theory if np.isfinite(theory.values).any() else None
+        return theory_curve(self.prediction, what, quantity) if self.prediction else None
 
     def _readout(self) -> list[dict[str, Any]]:
         assert self._seen is not None
@@ -457,21 +491,17 @@ class SignalExplorer(widgets.VBox):
             if code.selected_index is not None:
                 self._code.value = self.code()
                 self._share.value = self._experiment.share()
+                self._note_share("")
 
     def _say(self, text: str) -> None:
         self._text = text
-        self._status.value = (
-            f'<div role="status" style="line-height: 1.4">{html.escape(text)}</div>'
-        )
+        self._status.value = _sentence(text, role="status")
 
     def _fail(self, text: str) -> None:
         """Say what is wrong, and show the picture as out of date."""
         self._text = text
         self._seen = self.prediction = None
-        self._status.value = (
-            f'<div role="alert" style="line-height: 1.4; color: var(--jp-error-color0, #a00)">'
-            f"⚠ {html.escape(text)}</div>"
-        )
+        self._status.value = _sentence(f"⚠ {text}", role="alert")
         self.live.dimmed = True
 
 
@@ -491,6 +521,10 @@ def _one_thread(experiment: Experiment) -> Iterator[None]:
 
 def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
     return widgets.Accordion([content], titles=(title,), selected_index=None)
+
+
+def _sentence(text: str, role: str = "note") -> str:
+    return f'<div class="initlab-sentence" role="{role}">{html.escape(text)}</div>'
 
 
 def _numbers(trace: Trace, prediction: Prediction | None) -> str:

@@ -1,5 +1,6 @@
 """A private JupyterLab in a headless Chromium, for the browser tests and benchmarks/live.py."""
 
+import ast
 import json
 import os
 import secrets
@@ -43,6 +44,16 @@ SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
 
+PATIENCE = 90_000
+"""Milliseconds until a wait gives up: only a failure takes so long, or a very slow machine."""
+
+ASK_KERNEL = """async expression => {
+    const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
+    const reply = await kernel.requestExecute(
+        { code: '', user_expressions: { answer: expression }, store_history: false }).done;
+    return reply.content.user_expressions.answer.data['text/plain'];
+}"""
+
 Theme = Literal["light", "dark"]
 
 STDERR = '[data-mime-type="application/vnd.jupyter.stderr"]'
@@ -60,7 +71,7 @@ class Lab:
     def api(self, path: str, method: str = "GET") -> Any:
         headers = {"Authorization": f"token {self.token}"}
         request = urllib.request.Request(f"{self.url}/api/{path}", method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return json.loads(response.read() or "null")
 
 
@@ -91,6 +102,10 @@ class OpenNotebook:
         self.page.wait_for_function("window.allRan", timeout=1000 * timeout)
         complaints = self.page.locator(f"{STDERR}, {ERROR}").all_inner_texts()
         assert not complaints, "\n".join(complaints)
+
+    def kernel(self, expression: str) -> Any:
+        """The value of an expression in the notebook's kernel: anything with a literal repr."""
+        return ast.literal_eval(self.page.evaluate(ASK_KERNEL, expression))
 
     def screenshot(self, name: str) -> Path:
         SCREENSHOTS.mkdir(exist_ok=True)
@@ -199,14 +214,14 @@ def open_notebook(
     folder.mkdir()
     shutil.copy(source, folder)
     context = browser.new_context(viewport={"width": viewport[0], "height": viewport[1]})
+    context.set_default_timeout(PATIENCE)
     view = OpenNotebook(context.new_page())
     collect_console_errors(view)
     view.page.goto(f"{lab.url}/lab/tree/{folder.name}/{source.name}?reset&token={lab.token}")
-    view.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
+    view.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     view.page.wait_for_function(
         "window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel"
-        "?.connectionStatus === 'connected'",
-        timeout=90_000,
+        "?.connectionStatus === 'connected'"
     )
     view.set_theme(theme)
     return view

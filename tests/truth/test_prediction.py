@@ -1,0 +1,182 @@
+"""predict() against the independent tables, and against networks that are drawn and measured."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from initlab import Experiment, theory
+from initlab.prediction import Prediction
+
+from .reference import entry_id, table
+
+SCHEMES = {
+    "kaiming_uniform_fan_in": {"scheme": "kaiming_uniform"},
+    "kaiming_normal_fan_in": {"scheme": "kaiming_normal"},
+    "kaiming_uniform_fan_out": {
+        "scheme": "kaiming_uniform", "scheme_params": {"mode": "fan_out"},
+    },
+    "kaiming_normal_fan_out": {"scheme": "kaiming_normal", "scheme_params": {"mode": "fan_out"}},
+    "xavier_uniform": {"scheme": "xavier_uniform"},
+    "xavier_normal": {"scheme": "xavier_normal"},
+    "lecun_normal": {"scheme": "lecun_normal"},
+    "normal_std0.01": {"scheme": "normal", "scheme_params": {"std": 0.01}},
+    "normal_std1": {"scheme": "normal", "scheme_params": {"std": 1.0}},
+    "normal_var0.01": {"scheme": "normal", "scheme_params": {"std": 0.1}},
+    "orthogonal_gain1": {"scheme": "orthogonal"},
+    "orthogonal_gain_sqrt2": {"scheme": "orthogonal", "gain": 2**0.5},
+    "torch_default_linear": {"scheme": "pytorch_default"},
+    "uniform_0_1": {"scheme": "uniform"},
+}  # fmt: skip
+
+
+def of_entry(entry) -> tuple[Prediction, int]:
+    """The prediction for a table's network, and its depth; kaiming with relu's gain, as there."""
+    options = dict(SCHEMES[entry["scheme"]])
+    if "kaiming" in options["scheme"]:
+        options["gain"] = 2**0.5
+    sizes = entry["sizes"]
+    experiment = Experiment(
+        widths=tuple(sizes[1:]), activation=entry["activation"], data="noise", batch_size=64,
+        **options,
+    )  # fmt: skip
+    return experiment.predict(), len(sizes) - 1
+
+
+def column(predicted: Prediction, depth: int, place: str, field: str) -> np.ndarray:
+    sites = [predicted[f"linear{layer}"] for layer in range(1, depth + 1)]
+    return np.array([getattr(getattr(site, place), field) for site in sites])
+
+
+@pytest.mark.parametrize("entry", table("t3a"), ids=entry_id)
+def test_lengths_gaps_and_gradients_are_those_of_the_table(entry):
+    predicted, depth = of_entry(entry)
+    lengths = column(predicted, depth, "forward", "second_moment")
+    assert lengths == pytest.approx(entry["layers"]["h_second_moment"], rel=1e-6)
+    gaps = column(predicted, depth, "forward", "across_samples_var")
+    assert gaps == pytest.approx(entry["layers"]["h_var_over_batch"], rel=1e-4)
+    gradients = column(predicted, depth, "backward", "second_moment")
+    expected = entry["layers"]["delta_ratio_to_last"]
+    assert gradients / gradients[-1] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("entry", table("t3c"), ids=entry_id)
+def test_weights_of_mean_one_half_explode_by_the_square_of_the_width(entry):
+    """log10 within 0.1 of the table at every layer, and of 40 measured networks; 0.001 here."""
+    predicted, depth = of_entry(
+        entry | {"sizes": [256] * 51, "activation": entry["id"].split("|")[0]}
+    )
+    lengths = np.log10(column(predicted, depth, "forward", "second_moment"))
+    expected = entry.get("layers", entry)["h_second_moment"]
+    assert lengths == pytest.approx(np.log10(expected), abs=1e-3)
+    simulated = entry.get("monte_carlo_n256_B64_40seeds", {}).get("log10_delta2_to_last_mean")
+    if isinstance(simulated, list):
+        gradients = column(predicted, depth, "backward", "second_moment")
+        assert np.log10(gradients / gradients[-1]) == pytest.approx(simulated, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [8])
+def test_zero_padding_loses_what_the_exact_recursion_loses_and_circular_padding_nothing(size):
+    for padding in ("zeros", "circular"):
+        predicted = Experiment(
+            architecture="cnn", depth=10, width=16, data="noise", padding=padding
+        ).predict()
+        for depth in range(1, 11):
+            kept = np.mean(theory.padding_profile(size, 3, depth)) ** 2 if padding == "zeros" else 1
+            found = predicted[f"conv{depth}"].forward.second_moment
+            assert found == pytest.approx(2 * kept, rel=1e-12)
+
+
+@pytest.mark.parametrize("entry", table("t7b"), ids=entry_id)
+def test_simulated_convolutions_keep_the_share_that_the_recursion_says(entry):
+    """12 nets of 64 channels on 16×16 images, E h²/2: 5 standard errors (the later ones of a
+    heavy-tailed mean) and 0.02."""
+    for depth, (mean, se) in enumerate(zip(entry["mean"], entry["se"], strict=True), start=1):
+        lost = entry["padding_mode"] == "zeros"
+        kept = np.mean(theory.padding_profile(16, 3, depth)) ** 2 if lost else 1.0
+        assert abs(mean - kept) < 5 * se + 0.02
+
+
+# ---------------------------------------------------------------- the band
+
+SEEDS = 20
+SAMPLE = [
+    {"activation": "relu", "data": "noise"},
+    {"activation": "relu", "data": "digits"},
+    {"activation": "relu", "data": "digits", "scheme": "orthogonal", "gain": 2**0.5},
+    {"activation": "relu", "data": "digits", "scheme": "pytorch_default"},
+    {"activation": "relu", "data": "digits", "loss": "cross_entropy"},
+    {"activation": "tanh", "data": "noise", "scheme": "xavier_normal"},
+    {"activation": "tanh", "data": "digits", "bias": "normal", "bias_std": 0.3},
+    {"activation": "selu", "data": "digits", "scheme": "lecun_normal"},
+    {"activation": "sigmoid", "data": "noise"},
+    {"activation": "gelu", "data": "noise", "scheme": "xavier_normal"},
+    {"activation": "relu", "data": "digits", "architecture": "cnn"},
+]
+
+
+@cache
+def logs(index: int, width: int) -> dict[str, np.ndarray]:
+    """ln of the measured over the predicted second moment, and over the band's middle and half
+    width, of all affine sites: rows are seeds."""
+    depth, width = (6, width // 4) if "architecture" in SAMPLE[index] else (12, width)
+    experiment = Experiment(depth=depth, width=width, batch_size=64, **SAMPLE[index])
+    predicted = experiment.predict()
+    sites = [site for site in predicted if site.kind == "affine" and site.forward]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runs = [experiment.replace(seed=s).run(statistics="moments") for s in range(SEEDS)]
+    finally:
+        torch.set_num_threads(threads)
+    table = {}
+    for place in ("forward", "backward"):
+        kept = [s for s in sites if getattr(s, place).high > getattr(s, place).low]
+        measured = np.array(
+            [[getattr(run[s.name], place).second_moment for s in kept] for run in runs]
+        )
+        if place == "backward":
+            measured /= np.array([[run["output"].backward.second_moment] for run in runs])
+        low, high = (np.log([getattr(getattr(s, place), f) for s in kept]) for f in ("low", "high"))
+        table[place] = (np.log(measured) - (low + high) / 2) / ((high - low) / 2)
+    return table
+
+
+@pytest.mark.parametrize("width", [32, 96])
+@pytest.mark.parametrize("index", range(len(SAMPLE)))
+def test_the_band_covers_most_draws_of_each_case(index, width):
+    """Within a case the layers move together, so 20 seeds are 20 draws: at 95 % each, fewer than 15
+    of them inside has a probability of 3·10⁻⁴."""
+    for place, deviation in logs(index, width).items():
+        assert (np.abs(deviation) <= 1).mean() >= 0.75, place
+
+
+def test_the_band_covers_95_percent_over_all_cases():
+    """880 pairs of a draw and a direction: a binomial share of 0.95 has a standard error of
+    0.007; but the theory is of first order in 1/n, and the band of convolutions is wide."""
+    inside = [
+        (np.abs(logs(index, width)[place]) <= 1).mean()
+        for index in range(len(SAMPLE))
+        for width in (32, 96)
+        for place in ("forward", "backward")
+    ]
+    assert 0.91 <= np.mean(inside) <= 0.99
+
+
+def test_a_wider_network_has_a_narrower_band():
+    half = {}
+    for width in (32, 128, 512):
+        site = Experiment(depth=20, width=width).predict()["linear20"].forward
+        half[width] = math.log(site.high / site.low)
+    assert half[32] > 1.7 * half[128] > 2.8 * half[512]
+
+
+def test_at_a_repelling_fixed_point_the_band_opens_with_depth():
+    """gelu with its own gain: χ∥ = 1.14, so that deep down nothing is left of a prediction."""
+    predicted = Experiment(depth=50, width=64, activation="gelu").predict()
+    opening = [predicted[f"linear{l}"].forward for l in (2, 10, 30)]
+    ratios = [site.high / site.low for site in opening]
+    assert ratios[0] < 3 < ratios[1] < ratios[2]
+    assert ratios[2] > 100
