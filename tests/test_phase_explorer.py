@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from initlab import ACTIVATIONS, Experiment, PhaseExplorer, theory
-from initlab.explorers.phase import measure
 from initlab.explorers.phase_picture import STARTS
+from initlab.explorers.phase_point import measure
 from initlab.explorers.plane import SIGMA_B, SIGMA_W, plane, trajectories
 
 SMALL = {"depth": 20, "width": 64}
