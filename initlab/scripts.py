@@ -29,7 +29,7 @@ def script(experiment: Scriptable) -> str:
         ValueError: the activation was registered from Python, so its code is not known.
     """
     return _TEMPLATE.format(
-        activation=_activation_class(experiment.activation),
+        activation=activation_class(experiment.activation),
         data=_data(experiment),
         sizes=_sizes(experiment),
         layers=_layers(experiment),
@@ -78,7 +78,7 @@ def _indent(code: str, spaces: int) -> str:
     return "\n".join(" " * spaces + line for line in code.splitlines())
 
 
-def _activation_class(name: str) -> str:
+def activation_class(name: str) -> str:
     """The class of an activation that torch has no module for; empty for the others."""
     if not isinstance(activation(name).module(), Elementwise):
         return ""
@@ -92,7 +92,7 @@ def _activation_class(name: str) -> str:
     )
 
 
-def _module_call(name: str) -> str:
+def module_call(name: str) -> str:
     module = activation(name).module()
     return "Activation()" if isinstance(module, Elementwise) else f"nn.{module!r}"
 
@@ -132,7 +132,7 @@ def _layers(experiment: Scriptable) -> str:
             {"batch": "nn.BatchNorm2d(n_out)", "layer": "nn.GroupNorm(1, n_out)"},
         ),
     }[experiment.architecture]
-    parts = [affine, norms.get(experiment.norm), _module_call(experiment.activation)]
+    parts = [affine, norms.get(experiment.norm), module_call(experiment.activation)]
     if experiment.dropout:
         parts.append(f"nn.Dropout({experiment.dropout})")
     stack = ", ".join(part for part in parts if part)

@@ -62,7 +62,6 @@ class Number(_Composite):
         text = widgets.IntText if whole else widgets.FloatText
         self.slider = slider(
             description=description,
-            value=min(max(value, low), high),
             min=low,
             max=high,
             step=step,
@@ -76,7 +75,8 @@ class Number(_Composite):
         )
         self.add_class("initlab-number")
         self.value = value
-        self.slider.observe(self._changed, "value")
+        self.slider.value = self._on_slider()
+        self.slider.observe(self._slid, "value")
         self.text.observe(self._changed, "value")
         self.observe(self._follow, "value")
 
@@ -84,11 +84,22 @@ class Number(_Composite):
         if not self._writing:
             self.value = change["new"]
 
+    def _slid(self, change: Any) -> None:
+        """A browser rounds a value to the slider's steps and sends it back: that is no move."""
+        if abs(change["new"] - self._on_slider()) > self.slider.step / 4:
+            self._changed(change)
+
+    def _on_slider(self) -> float:
+        """The step of the slider that is nearest to the value."""
+        low, high, step = self.slider.min, self.slider.max, self.slider.step
+        steps = round((min(max(self.value, low), high) - low) / step)
+        return min(type(low)(low + steps * step), high)
+
     def _follow(self, change: Any) -> None:
         """Show the value in both parts; the slider stops at its ends."""
         with self._to_parts():
             self.text.value = self.value
-            self.slider.value = min(max(self.value, self.slider.min), self.slider.max)
+            self.slider.value = self._on_slider()
 
 
 class OptionalNumber(_Composite):
