@@ -1,0 +1,296 @@
+"""How signal and gradient flow through the sites of a trace, and how far each may stray.
+
+Every site gets a band that its mean squares must lie in. The band is as wide as what training can
+make good, and wider still by what chance does to a network of this width and depth: it is counted
+from the last place that sets the scale anew (an input, an embedding, a normalization layer).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from initlab.activations import ACTIVATIONS, Activation
+from initlab.finite_width import relu_length_law
+from initlab.measuring import Stats
+from initlab.sites import Site, Trace
+
+LOST = 1e-6
+"""Factor in a mean square below which training does not start.
+
+The gradient of a weight is proportional to the RMS signal g that it reads (or, with the gradient,
+to the RMS g that reaches it), so escaping takes about 1/(η·g) steps. With the largest learning
+rates in use, η = 1, and a thousand steps of patience that is g = 10⁻³, g² = 10⁻⁶.
+"""
+
+WILD = 1e4
+"""Factor in a mean square above which no customary learning rate is stable.
+
+The curvature of the loss grows with the mean square of the signal, and the largest stable learning
+rate falls with its inverse; the rates in use span four decades, from 1 to 10⁻⁴.
+"""
+
+DRIFT = 10.0
+"""Factor in a mean square, up or down, that is no more than drift: the healthy zone of the plots.
+
+It decides nothing alone; it says where a fault that goes beyond the limits above has begun.
+"""
+
+CHANCE = 3.0
+"""Standard deviations, of the logarithm, that chance is granted: one healthy layer in 700 is
+outside, and those of one network are outside together or not at all."""
+
+_RESETS = ("input", "norm")
+_PASSED = ("other", "norm")
+_WIDEST = 1024
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where the scale of a site comes from, and how far chance may have carried it since.
+
+    ``low`` and ``high`` enclose the scales that count as natural: 1, at which biases, losses and
+    the bends of activations live, and the scale of what set it last. ``varied`` is the variance
+    across samples there. ``layers`` and ``inverse_widths`` are summed since then.
+    """
+
+    low: float
+    high: float
+    varied: float | None
+    layers: int = 0
+    inverse_widths: float = 0.0
+
+    @classmethod
+    def of(cls, stats: Stats) -> Band:
+        """The band of a site that sets the scale."""
+        scale = stats.second_moment if math.isfinite(stats.second_moment) else 1.0
+        return cls(min(scale, 1.0), max(scale, 1.0), stats.across_samples_var)
+
+    def joined(self, other: Band) -> Band:
+        """The band of a tensor made of two: the wider of everything."""
+        varied = [v for v in (self.varied, other.varied) if v is not None]
+        return Band(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            min(varied) if varied else None,
+            max(self.layers, other.layers),
+            max(self.inverse_widths, other.inverse_widths),
+        )
+
+    def after(self, width: int) -> Band:
+        """One layer of this width on."""
+        return replace(self, layers=self.layers + 1, inverse_widths=self.inverse_widths + 1 / width)
+
+    @property
+    def chance(self) -> tuple[float, float]:
+        return chance(self.layers, self.inverse_widths)
+
+
+def chance(layers: int, inverse_widths: float) -> tuple[float, float]:
+    """The factors within which finite width alone scatters a mean square over these layers.
+
+    Of a ReLU network, in closed form (``finite_width.relu_length_law``), with the harmonic mean of
+    the widths: the other activations in use scatter less or about as much.
+
+    >>> [round(math.log10(factor), 1) for factor in chance(50, 50 / 64)]
+    [-3.5, 1.8]
+    """
+    if layers < 1:
+        return 1.0, 1.0
+    return _relu_chance(min(max(round(layers / inverse_widths), 1), _WIDEST), layers)
+
+
+@lru_cache(maxsize=4096)
+def _relu_chance(width: int, layers: int) -> tuple[float, float]:
+    low, high = relu_length_law(width, layers).interval(CHANCE)
+    return min(low, 1.0), max(high, 1.0)
+
+
+class Flow:
+    """The sites of a trace as a graph, and the band of each."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.sites = trace.sites
+        self._by_name = {site.name: site for site in self.sites}
+        self._at = {site.name: position for position, site in enumerate(self.sites)}
+        self._users: dict[str, list[Site]] = {site.name: [] for site in self.sites}
+        for site in self.sites:
+            for source in self.sources(site):
+                self._users[source.name].append(site)
+
+    # ------------------------------------------------------------ the graph
+
+    def sources(self, site: Site) -> list[Site]:
+        """The sites that it reads."""
+        return [self._by_name[name] for name in site.reads if name in self._by_name]
+
+    def users(self, site: Site) -> list[Site]:
+        """The sites that read it."""
+        return self._users[site.name]
+
+    def is_upstream(self, first: Site, second: Site) -> bool:
+        """Whether the second is computed from the first (or is it)."""
+        return bool(self._upstream[second.name] >> self._at[first.name] & 1)
+
+    @cached_property
+    def _upstream(self) -> dict[str, int]:
+        """By name, the sites that it is computed from, as bits: a deep model has many pairs."""
+        found: dict[str, int] = {}
+        for site in self.sites:
+            bits = 1 << self._at[site.name]
+            for source in self.sources(site):
+                bits |= found[source.name]
+            found[site.name] = bits
+        return found
+
+    def always_meets(self, stops: Callable[[Site, Site], bool]) -> dict[str, bool]:
+        """By name, whether every way to the output passes a site where ``stops(user, source)``.
+
+        True as well of what nothing reads and is not the output: it does no harm.
+        """
+        known: dict[str, bool] = {}
+        for site in reversed(self.sites):
+            known[site.name] = site.kind != "output" and all(
+                stops(user, site) or known[user.name] for user in self.users(site)
+            )
+        return known
+
+    # ------------------------------------------------------------ layers
+
+    @cached_property
+    def layers(self) -> list[Site]:
+        """Sites with a weight of the model, in execution order, each weight once."""
+        found: dict[str, Site] = {}
+        for site in self.sites:
+            if is_layer(site):
+                found.setdefault(str(site.parameter), site)
+        return list(found.values())
+
+    @cached_property
+    def head(self) -> Site | None:
+        """The last layer that the output depends on."""
+        output = self.sites[-1]
+        above = [layer for layer in self.layers if self.is_upstream(layer, output)]
+        return above[-1] if above else None
+
+    def layer_at(self, site: Site) -> Site | None:
+        """The site itself if it is a layer, else the nearest layer on the way that leads to it."""
+        while not is_layer(site):
+            sources = self.sources(site)
+            if not sources or site.kind in _RESETS or site.kind == "add":
+                return None
+            site = sources[0]
+        return site
+
+    def activation_read(self, layer: Site) -> Activation | None:
+        """The activation whose output a layer reads, past pooling, dropout and the like."""
+        site = next(iter(self.sources(layer)), None)
+        while site is not None and site.kind == "other":
+            site = next(iter(self.sources(site)), None)
+        if site is None or site.kind != "activation":
+            return None
+        return ACTIVATIONS.get(site.op)
+
+    def branch_end(self, add: Site) -> Site | None:
+        """The last layer of the residual branch that an addition closes."""
+        sources = self.sources(add)
+        if len(sources) != 2:
+            return None
+        first, second = sources
+        branch = first if self.is_upstream(second, first) else second
+        while branch.kind in ("activation", *_PASSED) and self.sources(branch):
+            branch = self.sources(branch)[0]
+        return branch if is_layer(branch) else None
+
+    @cached_property
+    def in_branch(self) -> dict[str, bool]:
+        """By name, whether every way to the output leads into a residual sum that another operand
+        keeps alive."""
+
+        def kept_alive(user: Site, source: Site) -> bool:
+            others = (s for s in self.sources(user) if s.name != source.name)
+            return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
+
+        return self.always_meets(kept_alive)
+
+    # ------------------------------------------------------------ bands
+
+    @cached_property
+    def bands(self) -> dict[str, Band]:
+        """By name, where the forward signal of each site may lie."""
+        found: dict[str, Band] = {}
+        for site in self.sites:
+            sources = self.sources(site)
+            if site.kind in _RESETS or not sources or _looks_up(site):
+                found[site.name] = Band.of(site.forward)
+                continue
+            band = found[sources[0].name]
+            for source in sources[1:]:
+                band = band.joined(found[source.name])
+            found[site.name] = band.after(_width(site)) if site.weight_shape else band
+        return found
+
+    @cached_property
+    def steps(self) -> dict[str, tuple[int, float]]:
+        """By name, how many layers lie before a site, and the sum of their inverse widths."""
+        found: dict[str, tuple[int, float]] = {}
+        for site in self.sites:
+            above = [found[source.name] for source in self.sources(site)]
+            layers, inverse = max(above, default=(0, 0.0))
+            counts = site.weight_shape is not None
+            found[site.name] = (layers + counts, inverse + counts / _width(site))
+        return found
+
+    def chance_between(self, first: Site, second: Site) -> tuple[float, float]:
+        """The factors of chance for a gradient that flows from the second site to the first."""
+        (below, narrow), (above, total) = self.steps[first.name], self.steps[second.name]
+        return chance(abs(above - below), max(abs(total - narrow), 1e-9))
+
+    # ------------------------------------------------------------ samples
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batch holds, as far as can be told."""
+        first = next((s for s in self.sites if s.kind == "input"), self.sites[0])
+        return first.shape[0] if first.shape else 1
+
+    @cached_property
+    def inputs_differ(self) -> bool:
+        """Whether the samples of the batch can be told apart at all."""
+        starts = [s for s in self.sites if s.kind == "input" or _looks_up(s)]
+        return self.samples > 1 and any((shared(s.forward) or 0) > 1e-3 for s in starts)
+
+
+def shared(stats: Stats) -> float | None:
+    """The share of a mean square that differs from sample to sample; None where unknown."""
+    if stats.across_samples_var is None or not stats.second_moment > 0:
+        return None
+    return stats.across_samples_var / stats.second_moment
+
+
+def total(stats: Stats | None) -> float | None:
+    """The sum of all squares: unlike the mean it does not depend on how wide a layer is.
+
+    Weights of variance 1/fan_in keep it on the way back, whatever the widths.
+    """
+    return None if stats is None else stats.second_moment * stats.numel
+
+
+def is_layer(site: Site) -> bool:
+    """Whether a site has a weight that is a parameter of the model."""
+    return site.weight_shape is not None and site.parameter is not None
+
+
+def _looks_up(site: Site) -> bool:
+    return site.op.startswith("embedding")
+
+
+def _width(site: Site) -> int:
+    """The units, or channels, of a layer's output."""
+    if not site.shape:
+        return 1
+    channels_first = site.op.startswith("conv") and len(site.shape) > 2
+    return max(site.shape[1] if channels_first else site.shape[-1], 1)

@@ -1,0 +1,209 @@
+"""What to do about a fault, as code that runs on the traced model.
+
+A trace says which activation each layer reads, so that every layer can be drawn for the signal it
+gets. Layers that are recognizably torch's own go through ``init_``; a weight that a module of yours
+holds itself is filled by the scheme directly, with its true fan_in.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from initlab.activations import Activation
+from initlab.flow import DRIFT, Flow, is_layer
+from initlab.sites import Site
+
+OFF = 1.5
+"""A weight variance is off where it differs from the right one by more than this factor: per layer
+that is a decade of drift in six layers, and more than sampling does to two dozen weights."""
+
+_THROUGH_INIT = ("linear", "conv1d", "conv2d", "conv3d")
+_RESET = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_LINE = 88
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the weights of a layer should be drawn: gain²/fan_in is their variance.
+
+    ``activation`` is set where the gain is that activation's own. ``centred`` weights have rows
+    that sum to 0, so that the mean of what they read does not pass: h = W·(φ − E φ).
+    """
+
+    scheme: str
+    gain: float
+    activation: str | None = None
+    centred: bool = False
+
+
+def draw_after(phi: Activation | None) -> Draw:
+    """The draw that keeps signal and gradient of layers that read this activation.
+
+    - Positively homogeneous (relu, leaky relu): 1/√(E φ²), which keeps both (He et al. 2015).
+    - Two tails (tanh, sigmoid): 1/φ'(0) on centred weights, the edge of chaos, where the gradient
+      neither grows nor decays exponentially (Schoenholz et al. 2017). For sigmoid that is the
+      factor 4 of Glorot and Bengio (2010).
+    - A mean that outweighs its variation (softplus): 1/√(Var φ) on centred weights.
+    - All others (gelu, silu, elu): 1/√(E φ²).
+
+    >>> from initlab.activations import ACTIVATIONS
+    >>> draw_after(ACTIVATIONS["sigmoid"])
+    Draw(scheme='lecun_normal', gain=4.0, activation=None, centred=True)
+    """
+    if phi is None or phi.name == "identity":
+        return Draw("lecun_normal", 1.0)
+    moments = phi.moments(1.0)
+    centred = moments.mean**2 > moments.second_moment / 2
+    if phi.tails is not None and all(map(math.isfinite, phi.tails)):
+        return Draw("lecun_normal", 1 / math.sqrt(phi.moments(0.0).derivative_second_moment),
+                    centred=centred)  # fmt: skip
+    if centred:
+        return Draw("lecun_normal", 1 / math.sqrt(moments.variance), centred=True)
+    return Draw("kaiming_normal", 1 / math.sqrt(moments.second_moment), phi.name)
+
+
+def draw_for(flow: Flow, layer: Site) -> Draw:
+    """The draw for a layer of a traced model; one that reads a raw input also undoes its scale."""
+    sources = flow.sources(layer)
+    draw = draw_after(flow.activation_read(layer))
+    if len(sources) == 1 and sources[0].kind == "input":
+        scale = sources[0].forward.second_moment
+        if math.isfinite(scale) and scale > DRIFT:
+            return Draw("lecun_normal", 1 / math.sqrt(scale))
+    return draw
+
+
+def weight_gain(layer: Site) -> float | None:
+    """fan_in·E W²: the factor by which a layer's weights multiply a mean square."""
+    if layer.weight is None or layer.fan_in is None or layer.op.startswith("embedding"):
+        return None
+    return layer.fan_in * layer.weight.second_moment
+
+
+def off_scale(flow: Flow) -> list[Site]:
+    """The layers whose weights have another variance than their inputs call for."""
+    found = []
+    for layer in flow.layers:
+        gain = weight_gain(layer)
+        if gain is None or layer.kind == "recurrent":
+            continue
+        right = draw_for(flow, layer).gain ** 2
+        if not right / OFF <= gain <= right * OFF:
+            found.append(layer)
+    return found
+
+
+# ---------------------------------------------------------------- code
+
+
+def redraw(flow: Flow, layers: Iterable[Site]) -> str:
+    """Code that draws these layers anew, each for what it reads."""
+    chosen = [layer for layer in layers if is_layer(layer)]
+    usual = [layer for layer in chosen if _is_usual(layer)]
+    draws = {layer.name: draw_for(flow, layer) for layer in usual}
+    lines = []
+    for draw in dict.fromkeys(draws.values()):
+        names = [str(layer.module) for layer in usual if draws[layer.name] == draw]
+        lines.append(_init_call(draw, names))
+    lines += [line for layer in chosen if not _is_usual(layer) for line in _fill(flow, layer)]
+    centred = [layer for layer in usual if draws[layer.name].centred]
+    if centred:
+        lines += _centre([str(layer.parameter) for layer in centred])
+    return "\n".join([*_imports(lines), *lines])
+
+
+def rescale(layers: Sequence[Site], factor: float) -> str:
+    """Code that multiplies the weights of these layers, and biases that torch adds to them."""
+    modules = [layer.module for layer in layers if _is_usual(layer)]
+    others = [str(layer.parameter) for layer in layers if not _is_usual(layer)]
+    lines = ["with torch.no_grad():"]
+    if modules:
+        lines += [
+            *_listed("    for name in ", modules, ":"),
+            "        for parameter in model.get_submodule(name).parameters():",
+            f"            parameter.mul_({factor:.4g})",
+        ]
+    if others:
+        lines += [
+            *_listed("    for name in ", others, ":"),
+            f"        model.get_parameter(name).mul_({factor:.4g})",
+        ]
+    return "\n".join([*_imports(lines), *lines])
+
+
+def reset(site: Site) -> str:
+    """Code that gives a module of torch its own initialization back."""
+    return f"{_submodule(site.module)}.reset_parameters()"
+
+
+def _is_usual(layer: Site) -> bool:
+    """Whether ``init_`` finds it under its module's name."""
+    own = layer.parameter == f"{layer.module}.weight" and layer.module != ""
+    return own and layer.op in _THROUGH_INIT
+
+
+def _init_call(draw: Draw, names: list[str]) -> str:
+    how = f"activation={draw.activation!r}" if draw.activation else f"gain={draw.gain:.6g}"
+    if draw == Draw("lecun_normal", 1.0):
+        how = ""
+    opening = ", ".join(filter(None, [f'init_(model, "{draw.scheme}"', how.replace("'", '"')]))
+    return "\n".join(_listed(f"{opening}, only=", names, ")"))
+
+
+def _fill(flow: Flow, layer: Site) -> list[str]:
+    """Lines for a layer that ``init_`` does not find."""
+    if layer.op in _RESET:
+        return [reset(layer)]
+    parameter = f'model.get_parameter("{layer.parameter}")'
+    if layer.op.startswith("embedding"):
+        return [f"torch.nn.init.normal_({parameter})"]
+    draw = draw_for(flow, layer)
+    call = f'scheme("{draw.scheme}")({parameter}, gain={draw.gain:.6g}, fan_in={layer.fan_in:g})'
+    lines = [
+        call,
+        f"for name, bias in {_submodule(layer.module)}.named_parameters(recurse=False):",
+        '    if "bias" in name:',
+        "        torch.nn.init.zeros_(bias)",
+    ]
+    return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])
+
+
+def _rows(layer: Site) -> str:
+    """The dimensions over which one output sums: of ``x @ W`` the first, else all but the first."""
+    shape = layer.weight_shape or ()
+    sums_first = layer.op in ("matmul", "einsum") and len(shape) > 1 and shape[0] == layer.fan_in
+    return "0" if sums_first else "tuple(range(1, weight.ndim))"
+
+
+def _centre(parameters: list[str], over: str = "tuple(range(1, weight.ndim))") -> list[str]:
+    return [
+        "with torch.no_grad():",
+        *_listed("    for name in ", parameters, ":"),
+        "        weight = model.get_parameter(name)",
+        f"        weight.sub_(weight.mean(dim={over}, keepdim=True))",
+    ]
+
+
+def _submodule(path: str) -> str:
+    return f'model.get_submodule("{path}")' if path else "model"
+
+
+def _imports(lines: Sequence[str]) -> list[str]:
+    code = "\n".join(lines)
+    found = ["import torch"] if "torch." in code else []
+    names = [name for name in ("init_", "scheme") if f"{name}(" in code]
+    return found + ([f"from initlab import {', '.join(names)}"] if names else [])
+
+
+def _listed(before: str, names: Sequence[str], after: str) -> list[str]:
+    """A line with a list of names in it, wrapped where it grows long."""
+    items = ", ".join(f'"{name}"' for name in names)
+    if len(before) + len(items) + len(after) + 2 <= _LINE:
+        return [f"{before}[{items}]{after}"]
+    indent = " " * (len(before) - len(before.lstrip()) + 4)
+    body = textwrap.wrap(items + ",", _LINE, initial_indent=indent, subsequent_indent=indent,
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return [f"{before}[", *body, f"{indent[4:]}]{after}"]
