@@ -14,6 +14,7 @@ _HOMES = {
     "initlab.activations": ("ACTIVATIONS", "Activation", "activation", "gain",
                             "register_activation"),
     "initlab.data": ("Batch", "digits", "noise"),
+    "initlab.diagnosis": ("Diagnosis", "diagnose"),
     "initlab.experiment": ("Experiment",),
     "initlab.explorers.signal": ("SignalExplorer",),
     "initlab.initialize": ("InitReport", "init_"),
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         register_activation,
     )
     from initlab.data import Batch, digits, noise
+    from initlab.diagnosis import Diagnosis, diagnose
     from initlab.experiment import Experiment
     from initlab.explorers.signal import SignalExplorer
     from initlab.initialize import InitReport, init_

@@ -11,18 +11,19 @@
   layer's (weights of variance 1/fan_in keep that sum, whatever the widths), and as the mean square
   of ∂L/∂W over that of W, the relative size of an SGD step, again relative to the last layer's.
   Average pooling lowers the first without harm, and the second not at all.
-- *Dead and saturated* units: more than half of those that chance would leave alive. Chance leaves
-  ``finite_width.inactive_fraction`` of the ReLU units inactive on a batch (up to one half, where
-  all inputs have become alike), and P(z in the tails), z ~ N(0, 1), of a saturating activation's
-  units saturated (hardtanh 32 %, tanh 3 %): so every activation has a threshold of its own. A unit
-  is saturated where its slope is below 5 %, dead where it is 0 on the whole batch.
+- *Dead and saturated* units: more than half of those that should be alive. Of units that are flat
+  on one side (relu, gelu) up to one half is inactive on a whole batch, the more the more alike its
+  inputs have become (``finite_width.inactive_fraction``): 75 % and three standard deviations of a
+  binomial are the limit, or all of them. Of units with declared tails P(z in the tails), z ~ N(0,
+  1), is saturated (hardtanh 32 %, tanh 3 %): every activation has a limit of its own. A unit is
+  saturated where its slope is below 5 %, dead where it is 0 on the whole batch.
 - *Symmetry*: weights that are all equal, or units that all do the same, to float precision.
 - *Biases* dominate where they are three times what the weights contribute: a Gaussian
   pre-activation further than three standard deviations from a kink crosses it for one sample in a
   thousand, and the layer has become linear (or dead).
 - *Rank*: all inputs have become alike when what differs is below 10⁻⁶ of the mean square, by the
-  argument above; or, with ``geometry``, when the effective rank falls below 1.5, where the largest
-  singular value outweighs all others together.
+  argument above; or, with ``geometry``, when a single layer brings their effective rank down to that
+  of a line.
 - *The initial loss*: logits within the drift of the healthy zone, a mean square of 10, cost at most
   what the random energy model gives for them (Derrida 1981): log C + σ²/2, or σ·√(2 log C) where σ
   is larger than √(2 log C).
@@ -37,20 +38,25 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Literal
 
-from initlab.activations import ACTIVATIONS
+import torch
+
+from initlab.activations import ACTIVATIONS, SATURATED_SLOPE
 from initlab.finite_width import inactive_fraction
-from initlab.flow import DRIFT, LOST, WILD, Flow, chance, is_layer, shared, total
-from initlab.remedies import off_scale, redraw, rescale, reset, weight_gain
+from initlab.flow import CHANCE, DRIFT, LOST, WILD, Flow, is_layer, shared, total, width
+from initlab.measuring import Stats
+from initlab.remedies import draw_for, off_scale, redraw, rescale, reset, weight_gain
 from initlab.sites import Site, Trace
 
 Fault = Literal[
     "non_finite",
     "symmetry",
     "dead_units",
-    "exploding_activations",
     "bias_dominated",
+    "exploding_activations",
     "saturation",
     "vanishing_activations",
     "vanishing_gradients",
@@ -64,9 +70,9 @@ FAULTS: tuple[Fault, ...] = Fault.__args__  # type: ignore[attr-defined]
 _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
     "non_finite": ("exploding_activations", "exploding_gradients"),
     "symmetry": ("non_finite",),
-    "dead_units": ("non_finite", "symmetry"),
-    "exploding_activations": ("symmetry",),
+    "dead_units": ("non_finite", "symmetry", "bias_dominated", "exploding_activations"),
     "bias_dominated": ("symmetry", "dead_units"),
+    "exploding_activations": ("symmetry", "bias_dominated"),
     "saturation": ("symmetry", "exploding_activations", "bias_dominated"),
     "vanishing_activations": ("symmetry", "dead_units"),
     "vanishing_gradients": (
@@ -75,7 +81,7 @@ _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
     ),
     "exploding_gradients": (
         "non_finite", "symmetry", "dead_units", "exploding_activations", "bias_dominated",
-        "saturation", "vanishing_activations",
+        "saturation", "vanishing_activations", "wrong_initial_loss",
     ),
     "rank_collapse": (
         "symmetry", "dead_units", "exploding_activations", "bias_dominated", "saturation",
@@ -93,10 +99,14 @@ and sums of a thousand terms lose a few digits more."""
 _BIAS_SHARE = 9.0
 """Mean square of the biases over that of what the weights contribute: three standard deviations."""
 
-_ONE_DIRECTION = 1.5
-"""Effective rank below which one direction outweighs all others."""
+_A_LINE = 2.0
+"""The effective rank of samples on a line beside the origin is at most that: one direction along
+the line, one towards it (a rank-one weight and a bias)."""
 
-_HALF_LINE = ("relu", "relu6", "relu_squared")
+_SUDDEN = 4.0
+"""Random weights keep the angles between samples, up to 1/√width; no layer of them divides the
+effective rank by this, where its units have room for more."""
+
 _CENTRES = ("batch_norm", "instance_norm", "BatchNorm", "InstanceNorm")
 _BOUNDED_RECURRENT = ("lstm", "gru", "rnn_tanh", "lstm_cell", "gru_cell", "rnn_tanh_cell")
 _SIGNALS = ("affine", "activation", "add", "recurrent", "attention")
@@ -250,7 +260,7 @@ def diagnose(trace: Trace) -> Diagnosis:
         found = next(_RULES[fault](flow), None)
         if found is not None:
             findings.append(found)
-    explained = _explain(findings)
+    explained = _explain(flow, findings)
     return Diagnosis(
         tuple(sorted(explained, key=lambda finding: finding.because is not None)),
         tuple(_notes(flow)),
@@ -258,15 +268,35 @@ def diagnose(trace: Trace) -> Diagnosis:
     )
 
 
-def _explain(findings: list[Finding]) -> list[Finding]:
-    """Mark the findings that another one, itself a cause, brings about."""
-    explained: list[Finding] = []
+_ANYWHERE = ("vanishing_gradients", "exploding_gradients", "wrong_initial_loss", "non_finite")
+"""Faults that a cause explains wherever it is; it explains the others only downstream of it."""
+
+
+def _explain(flow: Flow, findings: list[Finding]) -> list[Finding]:
+    """Mark each finding that another one brings about."""
     faults = {finding.fault: finding for finding in findings}
-    for finding in findings:
-        causes = [faults[f] for f in _EXPLAINED_BY[finding.fault] if f in faults]
-        cause = f"{causes[0].fault} at {causes[0].where}" if causes else None
-        explained.append(replace(finding, because=cause))
-    return explained
+    return [
+        replace(finding, because=f"{cause.fault} at {cause.where}") if cause else finding
+        for finding in findings
+        for cause in [_cause(flow, finding, faults)]
+    ]
+
+
+def _cause(flow: Flow, finding: Finding, faults: Mapping[Fault, Finding]) -> Finding | None:
+    here = flow.trace[finding.where]
+    for fault in _EXPLAINED_BY[finding.fault]:
+        cause = faults.get(fault)
+        if cause is None or _ties(finding, cause):
+            continue
+        if finding.fault in _ANYWHERE or flow.is_upstream(flow.trace[cause.where], here):
+            return cause
+    return None
+
+
+def _ties(finding: Finding, cause: Finding) -> bool:
+    """Whether two faults begin at one place, and the supposed cause is named after the other."""
+    later = FAULTS.index(cause.fault) > FAULTS.index(finding.fault)
+    return later and cause.where == finding.where
 
 
 def _figure(number: float) -> str:
@@ -402,13 +432,13 @@ def _dead_units(flow: Flow) -> Iterator[Finding]:
         if not _is_dead(flow, site):
             continue
         saturated = site.saturated_fraction or 0
-        if saturated > _saturation_limit(site.op) and site.op not in _HALF_LINE:
+        if saturated > _saturation_limit(site.op):
             continue  # so far out in a tail that float has no slope left
         normal = _inactive_by_chance(flow, site)
         dead = [s for s in flow.sites if _is_dead(flow, s)]
         evidence = (
             f"{site.dead_fraction:.0%} of the units of {site.name} have slope 0 on the whole "
-            f"batch, where chance leaves {normal:.0%}"
+            f"batch, where {normal:.0%} are expected and half of them at most"
             + (f"; {len(dead)} layers are dead in all." if len(dead) > 1 else ".")
         )
         place, code = _feeding(flow, dead)
@@ -420,22 +450,35 @@ def _dead_units(flow: Flow) -> Iterator[Finding]:
 
 
 def _is_dead(flow: Flow, site: Site) -> bool:
+    """Whether more units are dead than inputs that have become all alike explain, or all are."""
     dead = site.dead_fraction
     if dead is None or dead <= 0.5 or not _clean(site):
         return False
-    return dead > (1 + _inactive_by_chance(flow, site)) / 2
+    normal = 0.5 if _is_flat_below(site.op) else 0.0
+    by_chance = CHANCE * math.sqrt(normal * (1 - normal) / width(site))
+    return dead == 1 or dead > max((1 + normal) / 2, normal + by_chance)
 
 
 def _inactive_by_chance(flow: Flow, site: Site) -> float:
-    """The share of units that a healthy activation leaves at slope 0 on this batch."""
+    """The share of units that mean-field theory expects at slope 0 on this batch."""
     sources = flow.sources(site)
-    if site.op not in _HALF_LINE or not sources:
+    if not _is_flat_below(site.op) or not sources:
         return 0.0
     apart = shared(sources[0].forward)
     if flow.samples < 2 or apart is None:
         return 0.5
     unbiased = apart * flow.samples / (flow.samples - 1)
     return inactive_fraction(min(unbiased, 1.0), flow.samples)
+
+
+@lru_cache(maxsize=256)
+def _is_flat_below(op: str) -> bool:
+    """Whether a unit far on the negative side has no slope: relu, gelu, sigmoid, …"""
+    phi = ACTIVATIONS.get(op)
+    if phi is None:
+        return False
+    far = torch.tensor([-40.0], dtype=torch.float64)
+    return abs(float(phi.derivative(far))) < SATURATED_SLOPE
 
 
 def _saturation(flow: Flow) -> Iterator[Finding]:
@@ -445,7 +488,9 @@ def _saturation(flow: Flow) -> Iterator[Finding]:
         others = f"; {len(found)} layers are saturated in all." if len(found) > 1 else "."
         if site.kind == "recurrent":
             evidence = f"Its states have a mean square of {_figure(site.forward.second_moment)} of "
-            evidence += f"at most 1: more than half of them are saturated{others}"
+            evidence += (
+                f"at most 1: Gaussian pre-activations are half saturated from 0.78 on{others}"
+            )
         else:
             limit = _saturation_limit(site.op)
             evidence = (
@@ -462,8 +507,7 @@ def _is_saturated(site: Site) -> bool:
     if not _clean(site):
         return False
     if site.op in _BOUNDED_RECURRENT:
-        # E h² ≤ s + (1 − s)·0.95, where s is the share of states beyond tanh's tails
-        return site.forward.second_moment > 0.975
+        return site.forward.second_moment > _saturated_square()
     share = site.saturated_fraction
     return share is not None and share > _saturation_limit(site.op)
 
@@ -479,6 +523,19 @@ def _saturation_limit(op: str) -> float:
         return 0.5
     normal = sum(math.erfc(abs(tail) / math.sqrt(2)) / 2 for tail in phi.tails)
     return (1 + normal) / 2
+
+
+@lru_cache(maxsize=1)
+def _saturated_square() -> float:
+    """E tanh² of Gaussian pre-activations that are saturated to the limit.
+
+    >>> round(_saturated_square(), 2)
+    0.78
+    """
+    tanh = ACTIVATIONS["tanh"]
+    assert tanh.tails is not None
+    inside = NormalDist().inv_cdf(1 - _saturation_limit("tanh") / 2)
+    return tanh.moments((tanh.tails[1] / inside) ** 2).second_moment
 
 
 def _feeding(flow: Flow, activations: list[Site]) -> tuple[str, str]:
@@ -583,12 +640,17 @@ def _last_clean(flow: Flow, onset: Site) -> Site:
 
 
 def _onset(flow: Flow, site: Site, outside: Callable[[Site], bool]) -> Site:
-    """The first of the unbroken run of sites outside that leads to this one."""
+    """The first of the unbroken run of layers and sums outside that leads to this site."""
+    onset = site
     while True:
-        before = [s for s in flow.sources(site) if s.kind in (*_SIGNALS, "other") and outside(s)]
-        if not before:
-            return site
-        site = before[0]
+        before = next(iter(flow.sources(site)), None)
+        if before is None or before.kind in ("input", "norm"):
+            return onset
+        if before.kind not in ("activation", "other"):  # relu halves a mean square: no judgement
+            if not outside(before):
+                return onset
+            onset = before
+        site = before
 
 
 def _place(flow: Flow, site: Site) -> str:
@@ -599,34 +661,32 @@ def _place(flow: Flow, site: Site) -> str:
 
 def _smaller(flow: Flow) -> tuple[str, str]:
     """Weights that are off are drawn anew; branches that add up are divided by √L."""
-    off = off_scale(flow)
-    branches = _growing_branches(flow)
-    if off and not branches:
-        return _redraw_words(off), redraw(flow, off)
-    if branches:
+    off, branches = off_scale(flow), _growing_branches(flow)
+    words, code = [], []
+    if off or not branches:
+        words.append(_redraw_words(off or flow.layers))
+        code.append(redraw(flow, off or flow.layers))
+    untouched = [end for end in branches if end not in off]
+    if untouched:
         factor = 1 / math.sqrt(len(branches))
-        scaled = rescale(branches, factor)
-        words = (
-            f"Each of the {len(branches)} residual sums adds to the stream: divide the residual "
+        words.append(
+            f"Each of {len(branches)} residual sums adds to the stream: divide the residual "
             f"branch by √{len(branches)}, as by scaling its last layer by {factor:.3g}."
         )
-        return words, "\n".join(filter(None, [redraw(flow, off) if off else "", scaled]))
-    return "Draw the weights smaller.", redraw(flow, flow.layers)
+        code.append(rescale(untouched, factor))
+    return " ".join(words), "\n".join(code)
 
 
 def _growing_branches(flow: Flow) -> list[Site]:
     """The last layers of the residual branches, if their sums alone grow beyond drift."""
-    growth, ends = 0.0, []
+    growth = 0.0
     for site in flow.sites:
-        sources = [s for s in flow.sources(site) if _clean(s) and s.forward.second_moment > 0]
-        if site.kind != "add" or len(sources) < 2 or not _clean(site):
-            continue
-        largest = min(s.forward.second_moment for s in sources[:1])
-        growth += math.log(max(site.forward.second_moment, 1e-300) / largest)
-        end = flow.branch_end(site)
-        if end is not None:
-            ends.append(end)
-    return ends if growth > math.log(DRIFT) else []
+        sources = flow.sources(site)
+        if site.kind == "add" and all(map(_clean, [site, *sources])) and sources:
+            stream = min(s.forward.second_moment for s in sources)
+            if stream > 0:
+                growth += math.log(site.forward.second_moment / stream)
+    return flow.branch_ends if growth > math.log(DRIFT) else []
 
 
 def _redraw_words(layers: list[Site]) -> str:
@@ -658,7 +718,7 @@ def _drowning(flow: Flow, add: Site, branch: Site) -> Finding:
         f"At {add.name} this branch has {_figure(ratio)} times the mean square of the residual "
         "stream that it is added to: the stream drowns."
     )
-    off = off_scale(flow) or [layer for layer in [flow.branch_end(add)] if layer]
+    off = off_scale(flow) or [layer for layer in [flow.branch_end(add)] if layer is not None]
     return Finding(
         "exploding_activations", _place(flow, onset), evidence, _redraw_words(off),
         redraw(flow, off),
@@ -670,20 +730,46 @@ def _vanishing_activations(flow: Flow) -> Iterator[Finding]:
     for site in flow.sites:
         if site.kind not in _SIGNALS or kept[site.name] or not _clean(site):
             continue
-        if not _too_small(flow, site, LOST) or not _reads_input(flow, site):
+        if not _fades(flow, site, LOST) or _is_zero_head(flow, site):
             continue
-        onset = _onset(flow, site, lambda s: _clean(s) and _too_small(flow, s, DRIFT**-1))
-        band = flow.bands[site.name]
-        floor = band.low / DRIFT * band.chance[0]
+        onset = _onset(flow, site, lambda s: _clean(s) and _fades(flow, s, 1 / DRIFT))
+        floor = flow.bands[site.name].chance[0] / DRIFT
         off = off_scale(flow) or flow.layers
         yield Finding(
             "vanishing_activations", _place(flow, onset),
-            f"The mean square of the signal leaves the healthy zone here at "
-            f"{_figure(onset.forward.second_moment)} and falls to "
-            f"{_figure(site.forward.second_moment)} at {site.name}; chance explains down to "
-            f"{_figure(floor)}.",
+            f"The {_signal_name(flow, site)} leaves the healthy zone here at "
+            f"{_figure(_signal(flow, onset))} and falls to {_figure(_signal(flow, site))} at "
+            f"{site.name}; chance explains down to {_figure(floor)} of what it was.",
             _redraw_words(off), redraw(flow, off),
         )  # fmt: skip
+
+
+def _fades(flow: Flow, site: Site, factor: float) -> bool:
+    """Whether the signal has fallen below this factor of what it was, and chance does not explain
+    it: the mean square, and where that may be all bias, what differs from sample to sample."""
+    if not flow.reads_input[site.name]:
+        return False
+    varied = site.forward.across_samples_var
+    if varied is None or not _is_told_by_samples(flow, site):
+        return _too_small(flow, site, factor)
+    band = flow.bands[site.name]
+    return varied < min(band.varied or 1.0, 1.0) * factor * band.chance[0]
+
+
+def _is_told_by_samples(flow: Flow, site: Site) -> bool:
+    """Whether all that is constant across samples comes from biases: where every φ(0) is 0."""
+    return flow.inputs_differ and flow.passes_zero[site.name] and bool(flow.bands[site.name].varied)
+
+
+def _signal(flow: Flow, site: Site) -> float:
+    varied = site.forward.across_samples_var
+    told = varied is not None and _is_told_by_samples(flow, site)
+    return varied if told and varied is not None else site.forward.second_moment
+
+
+def _signal_name(flow: Flow, site: Site) -> str:
+    told = _is_told_by_samples(flow, site)
+    return "variance of the signal across samples" if told else "mean square of the signal"
 
 
 def _kept_alive(flow: Flow) -> dict[str, bool]:
@@ -695,10 +781,6 @@ def _kept_alive(flow: Flow) -> dict[str, bool]:
         return stream or _normalized(flow, user)
 
     return flow.always_meets(makes_up)
-
-
-def _reads_input(flow: Flow, site: Site) -> bool:
-    return any(s.kind == "input" and flow.is_upstream(s, site) for s in flow.sites)
 
 
 # ---------------------------------------------------------------- biases
@@ -714,7 +796,7 @@ def _bias_dominated(flow: Flow) -> Iterator[Finding]:
         yield Finding(
             "bias_dominated", layer.name,
             f"Its biases have {_figure(ratio)} times the mean square of what its weights "
-            f"contribute, and only {_figure(shared(layer.forward) or 0)} of its mean square "
+            f"contribute, and only {_figure(shared(_with_bias(flow, layer)) or 0)} of the result "
             "differs from sample to sample.",
             "Set the biases to 0.", redraw(flow, found),
         )  # fmt: skip
@@ -723,7 +805,9 @@ def _bias_dominated(flow: Flow) -> Iterator[Finding]:
 def _bias_ratio(flow: Flow, layer: Site) -> float:
     """Mean square of a layer's biases over that of W·a, where the biases hide the samples.
 
-    E(Wa)² is fan_in·Var W·E a², and (fan_in·E W·E a)² on top where the weights have a mean.
+    E(Wa)² is fan_in·Var W·E a², and (fan_in·E W·E a)² on top where the weights have a mean. Where
+    weights or signal are smaller than they should be, the biases are not to blame: they are held
+    against what the right weights would make of a signal of natural size.
     """
     sources = flow.sources(layer)
     measured = layer.kind == "affine" and layer.weight is not None and layer.fan_in is not None
@@ -733,10 +817,25 @@ def _bias_ratio(flow: Flow, layer: Site) -> float:
     read, weight = sources[0].forward, layer.weight
     scattered = layer.fan_in * weight.var * read.second_moment
     contributed = scattered + (layer.fan_in * weight.mean * read.mean) ** 2
-    before, after = shared(read), shared(layer.forward)
+    natural = max(read.second_moment, flow.bands[layer.name].low)
+    right = draw_for(flow, layer).gain ** 2 * natural
+    values = _with_bias(flow, layer)
+    before, after = shared(read), shared(values)
     if not contributed > 0 or before is None or after is None or after > before / (1 + _BIAS_SHARE):
         return 0.0
-    return layer.forward.second_moment / contributed - 1
+    return values.second_moment / max(contributed, right) - 1
+
+
+def _with_bias(flow: Flow, layer: Site) -> Stats:
+    """A layer's values, or those of the activation that reads it where they are larger.
+
+    |φ(z)| ≤ |z| where φ(0) = 0, for all activations in use: something was added in between, as by
+    ``x @ weight + bias``.
+    """
+    readers = [u.forward for u in flow.users(layer) if u.kind == "activation" and _clean(u)]
+    if len(readers) != 1 or readers[0].second_moment <= layer.forward.second_moment:
+        return layer.forward
+    return readers[0] if flow.passes_zero[flow.users(layer)[0].name] else layer.forward
 
 
 # ---------------------------------------------------------------- gradients
@@ -764,7 +863,8 @@ def _pulls(flow: Flow) -> list[_Pull]:
         return []
     pulls = []
     for layer in flow.layers:
-        arriving = total(layer.backward)
+        through = flow.sources(layer)[:1] if layer.kind == "recurrent" else [layer]
+        arriving = total(through[0].backward) if through else None
         lookup = layer.op.startswith("embedding")
         if arriving is None or not math.isfinite(arriving) or lookup or not flow.is_upstream(
             layer, head
@@ -912,25 +1012,33 @@ def _rank_collapse(flow: Flow) -> Iterator[Finding]:
     if not flow.inputs_differ:
         return
     restored = flow.always_meets(lambda user, _: user.op in _CENTRES)
-    rich = max((s.effective_rank or 0 for s in flow.sites if not flow.sources(s)), default=0) > 3
     for site in flow.sites:
-        if site.kind not in _SIGNALS or not _clean(site) or not _reads_input(flow, site):
+        alive = site.kind in _SIGNALS and _clean(site) and site.forward.second_moment > 0
+        if not alive or restored[site.name] or not flow.reads_input[site.name]:
             continue
         apart = shared(site.forward)
-        if apart is not None and apart < LOST and not restored[site.name]:
+        if apart is not None and apart < LOST:
             yield _collapse(
                 flow, site,
                 f"Only {_figure(apart)} of the mean square of {site.name} differs from sample to "
                 "sample: all inputs look alike.",
             )  # fmt: skip
-        rank = site.effective_rank
-        if rich and rank is not None and rank < _ONE_DIRECTION and min(flow.samples,
-                                                                       _units(site)) > 3:  # fmt: skip
+        before, after = _ranks(flow, site)
+        if after <= _A_LINE and after * _SUDDEN < before:
             yield _collapse(
                 flow, site,
-                f"The effective rank of {site.name} is {rank:.2f}: one direction outweighs all "
-                "others.",
+                f"The effective rank falls from {before:.1f} to {after:.2f} in this one layer: all "
+                "samples come to lie on a line.",
             )  # fmt: skip
+
+
+def _ranks(flow: Flow, layer: Site) -> tuple[float, float]:
+    """The effective ranks before and after a layer, as far as its units have room; 0 if unknown."""
+    sources = flow.sources(layer)
+    before = sources[0].effective_rank if len(sources) == 1 and is_layer(layer) else None
+    if before is None or layer.effective_rank is None:
+        return 0.0, 0.0
+    return min(before, _units(layer)), layer.effective_rank
 
 
 def _units(site: Site) -> int:
@@ -971,8 +1079,7 @@ def _loss_limit_exceeded(flow: Flow) -> bool:
     loss, classes, output = flow.trace.loss, flow.trace.num_classes, flow.sites[-1]
     if loss is None or classes is None or not math.isfinite(loss) or not _clean(output):
         return False
-    band = flow.bands[output.name]
-    return loss > loss_of(classes, DRIFT * chance(band.layers, band.inverse_widths or 1.0)[1])
+    return loss > loss_of(classes, DRIFT)
 
 
 def loss_of(classes: int, variance: float) -> float:
@@ -1038,7 +1145,15 @@ def _not_checked(flow: Flow) -> Iterator[str]:
 
 
 _RULES: Mapping[Fault, Callable[[Flow], Iterator[Finding]]] = {
-    fault: globals()[f"_{fault}"] for fault in FAULTS
+    "non_finite": _non_finite,
+    "symmetry": _symmetry,
+    "dead_units": _dead_units,
+    "bias_dominated": _bias_dominated,
+    "exploding_activations": _exploding_activations,
+    "saturation": _saturation,
+    "vanishing_activations": _vanishing_activations,
+    "vanishing_gradients": _vanishing_gradients,
+    "exploding_gradients": _exploding_gradients,
+    "rank_collapse": _rank_collapse,
+    "wrong_initial_loss": _wrong_initial_loss,
 }
-
-

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import torch
+
 from initlab.activations import ACTIVATIONS, Activation
 from initlab.finite_width import relu_length_law
 from initlab.measuring import Stats
@@ -206,6 +208,12 @@ class Flow:
         return branch if is_layer(branch) else None
 
     @cached_property
+    def branch_ends(self) -> list[Site]:
+        """The last layer of every residual branch."""
+        ends = [self.branch_end(site) for site in self.sites if site.kind == "add"]
+        return [end for end in ends if end is not None]
+
+    @cached_property
     def in_branch(self) -> dict[str, bool]:
         """By name, whether every way to the output leads into a residual sum that another operand
         keeps alive."""
@@ -215,6 +223,24 @@ class Flow:
             return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
 
         return self.always_meets(kept_alive)
+
+    @cached_property
+    def reads_input(self) -> dict[str, bool]:
+        """By name, whether a site is computed from an input: embedded positions are not."""
+        found: dict[str, bool] = {}
+        for site in self.sites:
+            above = any(found[source.name] for source in self.sources(site))
+            found[site.name] = site.kind == "input" or above
+        return found
+
+    @cached_property
+    def passes_zero(self) -> dict[str, bool]:
+        """By name, whether every activation on the way since the scale was set has φ(0) = 0."""
+        found: dict[str, bool] = {}
+        for site in self.sites:
+            above = all(found[source.name] for source in self.sources(site))
+            found[site.name] = site.kind in _RESETS or (above and _is_zero_at_zero(site))
+        return found
 
     # ------------------------------------------------------------ bands
 
@@ -230,7 +256,7 @@ class Flow:
             band = found[sources[0].name]
             for source in sources[1:]:
                 band = band.joined(found[source.name])
-            found[site.name] = band.after(_width(site)) if site.weight_shape else band
+            found[site.name] = band.after(width(site)) if site.weight_shape else band
         return found
 
     @cached_property
@@ -241,7 +267,7 @@ class Flow:
             above = [found[source.name] for source in self.sources(site)]
             layers, inverse = max(above, default=(0, 0.0))
             counts = site.weight_shape is not None
-            found[site.name] = (layers + counts, inverse + counts / _width(site))
+            found[site.name] = (layers + counts, inverse + counts / width(site))
         return found
 
     def chance_between(self, first: Site, second: Site) -> tuple[float, float]:
@@ -288,9 +314,20 @@ def _looks_up(site: Site) -> bool:
     return site.op.startswith("embedding")
 
 
-def _width(site: Site) -> int:
-    """The units, or channels, of a layer's output."""
+@lru_cache(maxsize=256)
+def _value_at_zero(name: str) -> float:
+    phi = ACTIVATIONS.get(name)
+    return 0.0 if phi is None else float(phi.function(torch.zeros(1, dtype=torch.float64)))
+
+
+def _is_zero_at_zero(site: Site) -> bool:
+    return site.kind != "activation" or _value_at_zero(site.op) == 0
+
+
+def width(site: Site) -> int:
+    """The units, or channels, of a site."""
     if not site.shape:
         return 1
-    channels_first = site.op.startswith("conv") and len(site.shape) > 2
+    images = len(site.shape) > 3
+    channels_first = images or (site.op.startswith("conv") and len(site.shape) == 3)
     return max(site.shape[1] if channels_first else site.shape[-1], 1)

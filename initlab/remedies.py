@@ -66,7 +66,13 @@ def draw_after(phi: Activation | None) -> Draw:
 
 
 def draw_for(flow: Flow, layer: Site) -> Draw:
-    """The draw for a layer of a traced model; one that reads a raw input also undoes its scale."""
+    """The draw for a layer of a traced model.
+
+    One that reads a raw input also undoes its scale. The last layer gets no gain: no activation
+    follows that it would have to make up for, and logits may be small.
+    """
+    if layer is flow.head:
+        return Draw("lecun_normal", 1.0)
     sources = flow.sources(layer)
     draw = draw_after(flow.activation_read(layer))
     if len(sources) == 1 and sources[0].kind == "input":
@@ -85,13 +91,16 @@ def weight_gain(layer: Site) -> float | None:
 
 def off_scale(flow: Flow) -> list[Site]:
     """The layers whose weights have another variance than their inputs call for."""
+    ends = {layer.name for layer in flow.branch_ends}
     found = []
     for layer in flow.layers:
         gain = weight_gain(layer)
         if gain is None or layer.kind == "recurrent":
             continue
-        right = draw_for(flow, layer).gain ** 2
-        if not right / OFF <= gain <= right * OFF:
+        draws = draw_for(flow, layer), draw_after(flow.activation_read(layer))  # a head may have it
+        low, high = min(draw.gain for draw in draws) ** 2, max(draw.gain for draw in draws) ** 2
+        small = gain < low / OFF and layer.name not in ends  # a branch may start at 0
+        if small or not gain <= high * OFF:
             found.append(layer)
     return found
 
@@ -112,11 +121,19 @@ def redraw(flow: Flow, layers: Iterable[Site]) -> str:
     centred = [layer for layer in usual if draws[layer.name].centred]
     if centred:
         lines += _centre([str(layer.parameter) for layer in centred])
+    ends = [layer for layer in chosen if layer.name in {end.name for end in flow.branch_ends}]
+    if len(flow.branch_ends) > 1 and ends:  # their sums would grow with the depth
+        lines += _scaled(ends, 1 / math.sqrt(len(flow.branch_ends)))
     return "\n".join([*_imports(lines), *lines])
 
 
 def rescale(layers: Sequence[Site], factor: float) -> str:
     """Code that multiplies the weights of these layers, and biases that torch adds to them."""
+    lines = _scaled(layers, factor)
+    return "\n".join([*_imports(lines), *lines])
+
+
+def _scaled(layers: Sequence[Site], factor: float) -> list[str]:
     modules = [layer.module for layer in layers if _is_usual(layer)]
     others = [str(layer.parameter) for layer in layers if not _is_usual(layer)]
     lines = ["with torch.no_grad():"]
@@ -131,7 +148,7 @@ def rescale(layers: Sequence[Site], factor: float) -> str:
             *_listed("    for name in ", others, ":"),
             f"        model.get_parameter(name).mul_({factor:.4g})",
         ]
-    return "\n".join([*_imports(lines), *lines])
+    return lines
 
 
 def reset(site: Site) -> str:
@@ -165,7 +182,7 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     lines = [
         call,
         f"for name, bias in {_submodule(layer.module)}.named_parameters(recurse=False):",
-        '    if "bias" in name:',
+        '    if "bias" in name or name == "b":',
         "        torch.nn.init.zeros_(bias)",
     ]
     return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])

@@ -415,7 +415,7 @@ def _scales() -> Iterator[Case]:
     yield Case("dqn", large, everywhere(normal(1.0)), (), "std 1")
     yield Case("conv3d", large, everywhere(normal(1.0)), (), "std 1")
     yield Case("own_layers", large, everywhere(uniform(0.5)), (), "U(±0.5)")
-    yield Case("mlp_relu", large, everywhere(lambda w: w.uniform_(0, 1)), ("0",), "U(0, 1)")
+    yield Case("mlp_relu", large, everywhere(lambda w: w.uniform_(0, 1)), ("0", "2"), "U(0, 1)")
     yield Case("residual_mlp", large, build=lambda: ResidualMLP(16, scaled=False), title="3^L")
     yield Case(
         "transformer", large, at("blocks.2.out.weight", times(1e4)), ("blocks.2.out",), "branch"
