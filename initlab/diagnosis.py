@@ -2,8 +2,9 @@
 
 **What counts as a fault** follows from what training can make good, not from what is usual.
 
-- *Signal and gradient.* A mean square that falls below 10⁻⁶ of where it started, or rises above
-  10⁴ of it, is lost to SGD: ``initlab.flow`` derives the two (``LOST``, ``WILD``). The start is
+- *Signal and gradient.* A mean square below 10⁻⁶ of where it started is lost to SGD; above 10³ (of
+  signals; 10⁴ of gradients) no learning rate in use is stable: ``initlab.flow`` derives the three
+  (``LOST``, ``WILD``, ``STEEP``). The start is
   whatever last set the scale, an input, an embedding or a normalization layer; scales between it
   and 1 are natural. Finite width alone moves a deep ReLU network by decades, so the limits are
   widened by three standard deviations of the exact log-normal law of this width and depth.
@@ -46,9 +47,22 @@ import torch
 
 from initlab.activations import ACTIVATIONS, SATURATED_SLOPE
 from initlab.finite_width import inactive_fraction
-from initlab.flow import CHANCE, DRIFT, LOST, WILD, Flow, is_layer, shared, total, width
+from initlab.flow import (
+    CHANCE,
+    DRIFT,
+    LOST,
+    STEEP,
+    WILD,
+    Flow,
+    is_layer,
+    is_normalized,
+    shared,
+    total,
+    weight_gain,
+    width,
+)
 from initlab.measuring import Stats
-from initlab.remedies import draw_for, off_scale, redraw, rescale, reset, weight_gain
+from initlab.remedies import redraw, rescale, reset
 from initlab.sites import Site, Trace
 
 Fault = Literal[
@@ -356,7 +370,10 @@ def _not_finite_here(flow: Flow, site: Site) -> Finding:
         evidence = f"{site.forward.nonfinite:,} of {site.forward.numel:,} inputs are not finite."
         return Finding("non_finite", site.name, evidence, "Clean the data.", "")
     if is_layer(site):
-        remedy = "Its weights are finite: draw it anew, bias included."
+        remedy = (
+            "Its weights are finite: draw it anew, bias included, unless a function that is not "
+            "listed comes in between (a logarithm, a division)."
+        )
         return Finding("non_finite", site.name, evidence, remedy, redraw(flow, [site]))
     if site.kind == "norm" and site.module:
         remedy = "Reset its scale, shift and running statistics."
@@ -563,17 +580,12 @@ def _feeder(flow: Flow, site: Site) -> list[Site]:
 
 def _too_large(flow: Flow, site: Site, factor: float) -> bool:
     band = flow.bands[site.name]
-    return site.forward.second_moment > band.high * factor * band.chance[1]
+    return site.forward.second_moment > band.high * factor * flow.chance(site)[1]
 
 
 def _too_small(flow: Flow, site: Site, factor: float) -> bool:
     band = flow.bands[site.name]
-    return site.forward.second_moment < band.low * factor * band.chance[0]
-
-
-def _normalized(flow: Flow, norm: Site) -> bool:
-    """Whether a normalization layer did bring its input to a natural scale."""
-    return norm.kind == "norm" and _clean(norm) and LOST < norm.forward.second_moment < WILD
+    return site.forward.second_moment < band.low * factor * flow.chance(site)[0]
 
 
 def _is_bounded(site: Site) -> bool:
@@ -584,12 +596,13 @@ def _is_bounded(site: Site) -> bool:
 
 
 def _exploding_activations(flow: Flow) -> Iterator[Finding]:
-    held = flow.always_meets(lambda user, _: _normalized(flow, user) or _is_bounded(user))
+    held = flow.always_meets(lambda user, _: is_normalized(user) or _is_bounded(user))
     for site in flow.sites:
         drowned = _drowned(flow, site)
         if drowned is not None:
             yield _drowning(flow, site, drowned)
-        if site.kind not in _SIGNALS or held[site.name]:
+        logits = site is flow.head and flow.trace.num_classes is not None  # for the loss to judge
+        if site.kind not in _SIGNALS or held[site.name] or logits:
             continue
         if _overflows(flow, site) or (_clean(site) and _too_large(flow, site, WILD)):
             yield _explosion(flow, site)
@@ -624,13 +637,13 @@ def _explosion(flow: Flow, site: Site) -> Finding:
         f"{_figure(onset.forward.second_moment)} and reaches {_figure(last.forward.second_moment)} "
         f"at {last.name}; chance explains up to {_figure(_ceiling(flow, last))}."
     )
-    remedy, code = _smaller(flow)
+    remedy, code = _smaller(flow, onset)
     return Finding("exploding_activations", _place(flow, onset), evidence, remedy, code)
 
 
 def _ceiling(flow: Flow, site: Site) -> float:
     band = flow.bands[site.name]
-    return band.high * DRIFT * band.chance[1]
+    return band.high * DRIFT * flow.chance(site)[1]
 
 
 def _last_clean(flow: Flow, onset: Site) -> Site:
@@ -659,9 +672,10 @@ def _place(flow: Flow, site: Site) -> str:
     return site.name if layer is None else layer.name
 
 
-def _smaller(flow: Flow) -> tuple[str, str]:
+def _smaller(flow: Flow, onset: Site) -> tuple[str, str]:
     """Weights that are off are drawn anew; branches that add up are divided by √L."""
-    off, branches = off_scale(flow), _growing_branches(flow)
+    off = [*flow.off, onset] if onset.kind == "recurrent" else flow.off
+    branches = _growing_branches(flow)
     words, code = [], []
     if off or not branches:
         words.append(_redraw_words(off or flow.layers))
@@ -706,8 +720,8 @@ def _drowned(flow: Flow, site: Site) -> Site | None:
     first, second = sources
     stream, branch = (second, first) if flow.is_upstream(second, first) else (first, second)
     scales = branch.forward.second_moment, stream.forward.second_moment
-    low, high = flow.bands[branch.name].chance
-    return branch if scales[1] > 0 and scales[0] > WILD * scales[1] * high / low else None
+    low, high = flow.chance(branch)
+    return branch if scales[1] > 0 and scales[0] > STEEP * scales[1] * high / low else None
 
 
 def _drowning(flow: Flow, add: Site, branch: Site) -> Finding:
@@ -718,7 +732,7 @@ def _drowning(flow: Flow, add: Site, branch: Site) -> Finding:
         f"At {add.name} this branch has {_figure(ratio)} times the mean square of the residual "
         "stream that it is added to: the stream drowns."
     )
-    off = off_scale(flow) or [layer for layer in [flow.branch_end(add)] if layer is not None]
+    off = flow.off or [layer for layer in [flow.branch_end(add)] if layer is not None]
     return Finding(
         "exploding_activations", _place(flow, onset), evidence, _redraw_words(off),
         redraw(flow, off),
@@ -733,8 +747,8 @@ def _vanishing_activations(flow: Flow) -> Iterator[Finding]:
         if not _fades(flow, site, LOST) or _is_zero_head(flow, site):
             continue
         onset = _onset(flow, site, lambda s: _clean(s) and _fades(flow, s, 1 / DRIFT))
-        floor = flow.bands[site.name].chance[0] / DRIFT
-        off = off_scale(flow) or flow.layers
+        floor = flow.chance(site)[0] / DRIFT
+        off = flow.off or flow.layers
         yield Finding(
             "vanishing_activations", _place(flow, onset),
             f"The {_signal_name(flow, site)} leaves the healthy zone here at "
@@ -753,7 +767,7 @@ def _fades(flow: Flow, site: Site, factor: float) -> bool:
     if varied is None or not _is_told_by_samples(flow, site):
         return _too_small(flow, site, factor)
     band = flow.bands[site.name]
-    return varied < min(band.varied or 1.0, 1.0) * factor * band.chance[0]
+    return varied < min(band.varied or 1.0, 1.0) * factor * flow.chance(site)[0]
 
 
 def _is_told_by_samples(flow: Flow, site: Site) -> bool:
@@ -778,7 +792,7 @@ def _kept_alive(flow: Flow) -> dict[str, bool]:
     def makes_up(user: Site, source: Site) -> bool:
         others = [s for s in flow.sources(user) if s.name != source.name]
         stream = user.kind == "add" and any(not _too_small(flow, s, LOST) for s in others)
-        return stream or _normalized(flow, user)
+        return stream or is_normalized(user)
 
     return flow.always_meets(makes_up)
 
@@ -818,7 +832,7 @@ def _bias_ratio(flow: Flow, layer: Site) -> float:
     scattered = layer.fan_in * weight.var * read.second_moment
     contributed = scattered + (layer.fan_in * weight.mean * read.mean) ** 2
     natural = max(read.second_moment, flow.bands[layer.name].low)
-    right = draw_for(flow, layer).gain ** 2 * natural
+    right = flow.draw(layer).gain ** 2 * natural
     values = _with_bias(flow, layer)
     before, after = shared(read), shared(values)
     if not contributed > 0 or before is None or after is None or after > before / (1 + _BIAS_SHARE):
@@ -901,7 +915,7 @@ def _vanishing_gradients(flow: Flow) -> Iterator[Finding]:
         return
     least = min(lost, key=lambda p: p.arriving)
     onset = _gradient_onset(pulls, least, lambda p: p.arriving < p.low / DRIFT)
-    off = off_scale(flow) or flow.layers
+    off = flow.off or flow.layers
     yield Finding(
         "vanishing_gradients", onset.layer.name,
         f"On its way back from {_head_name(flow)} the gradient leaves the healthy zone here at "
@@ -936,13 +950,13 @@ def _exploding_gradients(flow: Flow) -> Iterator[Finding]:
     pulls = _pulls(flow)
     wild = [
         p for p in pulls
-        if p.arriving > WILD * p.high and (p.step is None or p.step > WILD)
+        if p.arriving > STEEP * p.high and (p.step is None or p.step > STEEP)
     ]  # fmt: skip
     if not wild:
         return
     most = max(wild, key=lambda p: p.arriving)
     onset = _gradient_onset(pulls, most, lambda p: p.arriving > p.high * DRIFT)
-    off = off_scale(flow)
+    off = flow.off
     remedy = (
         _redraw_words(off) if off else
         "The weights are right: normalization makes gradients grow with depth. Add residual "
@@ -1014,7 +1028,10 @@ def _rank_collapse(flow: Flow) -> Iterator[Finding]:
     restored = flow.always_meets(lambda user, _: user.op in _CENTRES)
     for site in flow.sites:
         alive = site.kind in _SIGNALS and _clean(site) and site.forward.second_moment > 0
-        if not alive or restored[site.name] or not flow.reads_input[site.name]:
+        offset = (
+            site.kind == "output" or site is flow.head
+        )  # biases there are for the loss to judge
+        if not alive or offset or restored[site.name] or not flow.reads_input[site.name]:
             continue
         apart = shared(site.forward)
         if apart is not None and apart < LOST:
@@ -1047,7 +1064,7 @@ def _units(site: Site) -> int:
 
 def _collapse(flow: Flow, site: Site, evidence: str) -> Finding:
     layer = flow.layer_at(site)
-    off = off_scale(flow)
+    off = flow.off
     layers = off if layer is None or layer in off else [*off, layer]
     return Finding(
         "rank_collapse", _place(flow, site), evidence,
@@ -1101,7 +1118,7 @@ def loss_of(classes: int, variance: float) -> float:
 
 def _notes(flow: Flow) -> Iterator[str]:
     for norm in flow.sites:
-        if not _normalized(flow, norm):
+        if not is_normalized(norm):
             continue
         for source in flow.sources(norm):
             if source.kind == "input" or not _clean(source):

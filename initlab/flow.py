@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import torch
 
 from initlab.activations import ACTIVATIONS, Activation
+from initlab.draws import LOGITS, PLAIN, Draw, draw_after, right_gains
 from initlab.finite_width import relu_length_law
 from initlab.measuring import Stats
 from initlab.sites import Site, Trace
@@ -27,11 +28,19 @@ to the RMS g that reaches it), so escaping takes about 1/(η·g) steps. With the
 rates in use, η = 1, and a thousand steps of patience that is g = 10⁻³, g² = 10⁻⁶.
 """
 
-WILD = 1e4
-"""Factor in a mean square above which no customary learning rate is stable.
+WILD = 1e3
+"""Factor in the mean square of a signal above which no customary learning rate is stable.
 
-The curvature of the loss grows with the mean square of the signal, and the largest stable learning
-rate falls with its inverse; the rates in use span four decades, from 1 to 10⁻⁴.
+A layer that reads n units of mean square q has a loss of curvature n·q, and SGD is stable below
+2/(n·q). At q = 10³ as few as twenty units put that below 10⁻⁴, the smallest rate in customary use.
+"""
+
+STEEP = 1e4
+"""Factor in a sum of squared gradients above which no customary learning rate is stable.
+
+The curvature grows with the square of the gradient, and the largest stable learning rate falls with
+its inverse; the rates in use span four decades, from 1 to 10⁻⁴. A branch that outweighs its
+residual stream by as much shrinks the gradient of all other branches likewise.
 """
 
 DRIFT = 10.0
@@ -39,6 +48,10 @@ DRIFT = 10.0
 
 It decides nothing alone; it says where a fault that goes beyond the limits above has begun.
 """
+
+OFF = 1.5
+"""A weight variance is off where it differs from the right one by more than this factor, a decade
+of drift in six layers, and by more than sampling so many weights explains."""
 
 CHANCE = 3.0
 """Standard deviations, of the logarithm, that chance is granted: one healthy layer in 700 is
@@ -84,10 +97,6 @@ class Band:
     def after(self, width: int) -> Band:
         """One layer of this width on."""
         return replace(self, layers=self.layers + 1, inverse_widths=self.inverse_widths + 1 / width)
-
-    @property
-    def chance(self) -> tuple[float, float]:
-        return chance(self.layers, self.inverse_widths)
 
 
 def chance(layers: int, inverse_widths: float) -> tuple[float, float]:
@@ -214,6 +223,11 @@ class Flow:
         return [end for end in ends if end is not None]
 
     @cached_property
+    def closing(self) -> frozenset[str]:
+        """The names of these layers."""
+        return frozenset(end.name for end in self.branch_ends)
+
+    @cached_property
     def in_branch(self) -> dict[str, bool]:
         """By name, whether every way to the output leads into a residual sum that another operand
         keeps alive."""
@@ -242,6 +256,52 @@ class Flow:
             found[site.name] = site.kind in _RESETS or (above and _is_zero_at_zero(site))
         return found
 
+    # ------------------------------------------------------------ weights
+
+    def draw(self, layer: Site) -> Draw:
+        """How this layer should be drawn; one that reads a raw input also undoes its scale."""
+        if layer is self.head:
+            return LOGITS if self.trace.num_classes else PLAIN
+        sources = self.sources(layer)
+        if len(sources) == 1 and sources[0].kind == "input":
+            scale = sources[0].forward.second_moment
+            if math.isfinite(scale) and scale > DRIFT:
+                return Draw("lecun_normal", 1 / math.sqrt(scale))
+        return draw_after(self.activation_read(layer))
+
+    @cached_property
+    def off(self) -> list[Site]:
+        """The layers whose weights have another variance than what they read calls for."""
+        return [layer for layer in self.layers if self._is_off(layer)]
+
+    def _is_off(self, layer: Site) -> bool:
+        gain = weight_gain(layer)
+        if gain is None or layer.kind == "recurrent" or self.hidden[layer.name]:
+            return False
+        least, most = right_gains(self.activation_read(layer))
+        own = self.draw(layer).gain
+        numel = math.prod(layer.weight_shape or (1,))
+        slack = OFF * (1 + CHANCE * math.sqrt(2 / numel))
+        may_be_small = layer.name in self.closing  # a branch may start at 0
+        small = gain < min(own, least) ** 2 / slack and not may_be_small
+        return small or not gain <= max(own, most) ** 2 * slack
+
+    @cached_property
+    def _off_bits(self) -> int:
+        return sum(1 << self._at[layer.name] for layer in self.off)
+
+    @cached_property
+    def hidden(self) -> dict[str, bool]:
+        """By name, whether a normalization layer follows at once, to which scale means nothing."""
+        found: dict[str, bool] = {}
+        for site in reversed(self.sites):
+            users = self.users(site)
+            found[site.name] = bool(users) and all(
+                is_normalized(user) or (user.kind in ("other", "activation") and found[user.name])
+                for user in users
+            )
+        return found
+
     # ------------------------------------------------------------ bands
 
     @cached_property
@@ -250,7 +310,7 @@ class Flow:
         found: dict[str, Band] = {}
         for site in self.sites:
             sources = self.sources(site)
-            if site.kind in _RESETS or not sources or _looks_up(site):
+            if site.kind in _RESETS or not sources or looks_up(site):
                 found[site.name] = Band.of(site.forward)
                 continue
             band = found[sources[0].name]
@@ -270,10 +330,22 @@ class Flow:
             found[site.name] = (layers + counts, inverse + counts / width(site))
         return found
 
+    def chance(self, site: Site) -> tuple[float, float]:
+        """The factors of chance for the signal at a site.
+
+        Upwards it is granted where the weights are right only: what too large ones do is no
+        accident. Downwards always, because a log-normal quantity lies below its mean as a rule.
+        """
+        band = self.bands[site.name]
+        low, high = chance(band.layers, band.inverse_widths)
+        return low, 1.0 if self._upstream[site.name] & self._off_bits else high
+
     def chance_between(self, first: Site, second: Site) -> tuple[float, float]:
-        """The factors of chance for a gradient that flows from the second site to the first."""
+        """The same for a gradient that flows from the second site to the first."""
         (below, narrow), (above, total) = self.steps[first.name], self.steps[second.name]
-        return chance(abs(above - below), max(abs(total - narrow), 1e-9))
+        low, high = chance(abs(above - below), max(abs(total - narrow), 1e-9))
+        off = (self._upstream[second.name] & self._off_bits) >> self._at[first.name]
+        return low, 1.0 if off else high
 
     # ------------------------------------------------------------ samples
 
@@ -286,8 +358,20 @@ class Flow:
     @cached_property
     def inputs_differ(self) -> bool:
         """Whether the samples of the batch can be told apart at all."""
-        starts = [s for s in self.sites if s.kind == "input" or _looks_up(s)]
+        starts = [s for s in self.sites if s.kind == "input" or looks_up(s)]
         return self.samples > 1 and any((shared(s.forward) or 0) > 1e-3 for s in starts)
+
+
+def is_normalized(site: Site) -> bool:
+    """Whether a site is a normalization layer that did bring its input to a natural scale."""
+    return site.kind == "norm" and LOST < site.forward.second_moment < WILD
+
+
+def weight_gain(layer: Site) -> float | None:
+    """fan_in·E W²: the factor by which a layer's weights multiply a mean square."""
+    if layer.weight is None or layer.fan_in is None or looks_up(layer):
+        return None
+    return layer.fan_in * layer.weight.second_moment
 
 
 def shared(stats: Stats) -> float | None:
@@ -310,7 +394,8 @@ def is_layer(site: Site) -> bool:
     return site.weight_shape is not None and site.parameter is not None
 
 
-def _looks_up(site: Site) -> bool:
+def looks_up(site: Site) -> bool:
+    """Whether a layer is an embedding: its output is its weights."""
     return site.op.startswith("embedding")
 
 

@@ -10,99 +10,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from initlab.activations import Activation
-from initlab.flow import DRIFT, Flow, is_layer
+from initlab.draws import PLAIN, Draw
+from initlab.flow import Flow, is_layer
 from initlab.sites import Site
-
-OFF = 1.5
-"""A weight variance is off where it differs from the right one by more than this factor: per layer
-that is a decade of drift in six layers, and more than sampling does to two dozen weights."""
 
 _THROUGH_INIT = ("linear", "conv1d", "conv2d", "conv3d")
 _RESET = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _LINE = 88
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How the weights of a layer should be drawn: gain²/fan_in is their variance.
-
-    ``activation`` is set where the gain is that activation's own. ``centred`` weights have rows
-    that sum to 0, so that the mean of what they read does not pass: h = W·(φ − E φ).
-    """
-
-    scheme: str
-    gain: float
-    activation: str | None = None
-    centred: bool = False
-
-
-def draw_after(phi: Activation | None) -> Draw:
-    """The draw that keeps signal and gradient of layers that read this activation.
-
-    - Positively homogeneous (relu, leaky relu): 1/√(E φ²), which keeps both (He et al. 2015).
-    - Two tails (tanh, sigmoid): 1/φ'(0) on centred weights, the edge of chaos, where the gradient
-      neither grows nor decays exponentially (Schoenholz et al. 2017). For sigmoid that is the
-      factor 4 of Glorot and Bengio (2010).
-    - A mean that outweighs its variation (softplus): 1/√(Var φ) on centred weights.
-    - All others (gelu, silu, elu): 1/√(E φ²).
-
-    >>> from initlab.activations import ACTIVATIONS
-    >>> draw_after(ACTIVATIONS["sigmoid"])
-    Draw(scheme='lecun_normal', gain=4.0, activation=None, centred=True)
-    """
-    if phi is None or phi.name == "identity":
-        return Draw("lecun_normal", 1.0)
-    moments = phi.moments(1.0)
-    centred = moments.mean**2 > moments.second_moment / 2
-    if phi.tails is not None and all(map(math.isfinite, phi.tails)):
-        return Draw("lecun_normal", 1 / math.sqrt(phi.moments(0.0).derivative_second_moment),
-                    centred=centred)  # fmt: skip
-    if centred:
-        return Draw("lecun_normal", 1 / math.sqrt(moments.variance), centred=True)
-    return Draw("kaiming_normal", 1 / math.sqrt(moments.second_moment), phi.name)
-
-
-def draw_for(flow: Flow, layer: Site) -> Draw:
-    """The draw for a layer of a traced model.
-
-    One that reads a raw input also undoes its scale. The last layer gets no gain: no activation
-    follows that it would have to make up for, and logits may be small.
-    """
-    if layer is flow.head:
-        return Draw("lecun_normal", 1.0)
-    sources = flow.sources(layer)
-    draw = draw_after(flow.activation_read(layer))
-    if len(sources) == 1 and sources[0].kind == "input":
-        scale = sources[0].forward.second_moment
-        if math.isfinite(scale) and scale > DRIFT:
-            return Draw("lecun_normal", 1 / math.sqrt(scale))
-    return draw
-
-
-def weight_gain(layer: Site) -> float | None:
-    """fan_in·E W²: the factor by which a layer's weights multiply a mean square."""
-    if layer.weight is None or layer.fan_in is None or layer.op.startswith("embedding"):
-        return None
-    return layer.fan_in * layer.weight.second_moment
-
-
-def off_scale(flow: Flow) -> list[Site]:
-    """The layers whose weights have another variance than their inputs call for."""
-    ends = {layer.name for layer in flow.branch_ends}
-    found = []
-    for layer in flow.layers:
-        gain = weight_gain(layer)
-        if gain is None or layer.kind == "recurrent":
-            continue
-        draws = draw_for(flow, layer), draw_after(flow.activation_read(layer))  # a head may have it
-        low, high = min(draw.gain for draw in draws) ** 2, max(draw.gain for draw in draws) ** 2
-        small = gain < low / OFF and layer.name not in ends  # a branch may start at 0
-        if small or not gain <= high * OFF:
-            found.append(layer)
-    return found
 
 
 # ---------------------------------------------------------------- code
@@ -112,7 +27,7 @@ def redraw(flow: Flow, layers: Iterable[Site]) -> str:
     """Code that draws these layers anew, each for what it reads."""
     chosen = [layer for layer in layers if is_layer(layer)]
     usual = [layer for layer in chosen if _is_usual(layer)]
-    draws = {layer.name: draw_for(flow, layer) for layer in usual}
+    draws = {layer.name: flow.draw(layer) for layer in usual}
     lines = []
     for draw in dict.fromkeys(draws.values()):
         names = [str(layer.module) for layer in usual if draws[layer.name] == draw]
@@ -121,7 +36,7 @@ def redraw(flow: Flow, layers: Iterable[Site]) -> str:
     centred = [layer for layer in usual if draws[layer.name].centred]
     if centred:
         lines += _centre([str(layer.parameter) for layer in centred])
-    ends = [layer for layer in chosen if layer.name in {end.name for end in flow.branch_ends}]
+    ends = [layer for layer in chosen if layer.name in flow.closing]
     if len(flow.branch_ends) > 1 and ends:  # their sums would grow with the depth
         lines += _scaled(ends, 1 / math.sqrt(len(flow.branch_ends)))
     return "\n".join([*_imports(lines), *lines])
@@ -164,7 +79,7 @@ def _is_usual(layer: Site) -> bool:
 
 def _init_call(draw: Draw, names: list[str]) -> str:
     how = f"activation={draw.activation!r}" if draw.activation else f"gain={draw.gain:.6g}"
-    if draw == Draw("lecun_normal", 1.0):
+    if draw == PLAIN:
         how = ""
     opening = ", ".join(filter(None, [f'init_(model, "{draw.scheme}"', how.replace("'", '"')]))
     return "\n".join(_listed(f"{opening}, only=", names, ")"))
@@ -177,7 +92,7 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     parameter = f'model.get_parameter("{layer.parameter}")'
     if layer.op.startswith("embedding"):
         return [f"torch.nn.init.normal_({parameter})"]
-    draw = draw_for(flow, layer)
+    draw = flow.draw(layer)
     call = f'scheme("{draw.scheme}")({parameter}, gain={draw.gain:.6g}, fan_in={layer.fan_in:g})'
     lines = [
         call,

@@ -27,7 +27,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"errors", "expectations"},
     {"activations", "data"},
-    {"measuring", "operations", "preserving"},
+    {"measuring", "operations", "preserving", "draws"},
     {"observing"},
     {"sites"},
     {"theory", "finite_width", "tracing", "networks"},
