@@ -59,10 +59,11 @@ def draw_after(phi: Activation | None) -> Draw:
 def right_gains(phi: Activation | None) -> tuple[float, float]:
     """The smallest and the largest gain that are right for layers that read this activation.
 
-    They lie between the edge of chaos and 1/√(E φ²): for tanh between 1 and 1.59.
+    They lie between the edge of chaos and 1/√(E φ²): for tanh between 1 and 1.59. Of layers that
+    read no activation, between 1 and the √2 that is customary in front of relu as well.
     """
     draw = draw_after(phi)
     if phi is None or draw is PLAIN:
-        return draw.gain, draw.gain
+        return 1.0, math.sqrt(2)
     forward = 1 / math.sqrt(phi.moments(1.0).second_moment)
     return min(draw.gain, forward), max(draw.gain, forward)

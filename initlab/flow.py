@@ -57,6 +57,12 @@ CHANCE = 3.0
 """Standard deviations, of the logarithm, that chance is granted: one healthy layer in 700 is
 outside, and those of one network are outside together or not at all."""
 
+SIGNALS = ("affine", "activation", "add", "recurrent", "attention")
+"""The kinds of sites at which a signal is judged: a softmax or a mask is no signal."""
+
+CENTRES = ("batch_norm", "instance_norm", "BatchNorm", "InstanceNorm")
+"""Normalizations that take away what is common to all samples, such as a bias."""
+
 _RESETS = ("input", "norm")
 _PASSED = ("other", "norm")
 _WIDEST = 1024
@@ -256,6 +262,21 @@ class Flow:
             found[site.name] = site.kind in _RESETS or (above and _is_zero_at_zero(site))
         return found
 
+    def place(self, site: Site) -> str:
+        """The layer to blame for what is seen at a site; the site itself where there is none."""
+        layer = self.layer_at(site)
+        return site.name if layer is None else layer.name
+
+    def is_closed(self, site: Site) -> bool:
+        """Whether it adds exactly 0 to a residual stream that others keep alive."""
+        return site.forward.second_moment == 0 and self.in_branch[site.name]
+
+    def is_zero_head(self, layer: Site) -> bool:
+        """Whether it is a last layer of zeros, which gets a gradient of its own all the same."""
+        moving = layer.weight_grad is not None and layer.weight_grad.second_moment > 0
+        zero = layer.weight is not None and layer.weight.second_moment == 0
+        return layer is self.head and moving and zero
+
     # ------------------------------------------------------------ weights
 
     def draw(self, layer: Site) -> Draw:
@@ -347,6 +368,16 @@ class Flow:
         off = (self._upstream[second.name] & self._off_bits) >> self._at[first.name]
         return low, 1.0 if off else high
 
+    def too_large(self, site: Site, factor: float) -> bool:
+        """Whether a mean square is above this factor of all natural scales, beyond chance."""
+        limit = self.bands[site.name].high * factor * self.chance(site)[1]
+        return site.forward.second_moment > limit
+
+    def too_small(self, site: Site, factor: float) -> bool:
+        """Whether a mean square is below this factor of all natural scales, beyond chance."""
+        limit = self.bands[site.name].low * factor * self.chance(site)[0]
+        return site.forward.second_moment < limit
+
     # ------------------------------------------------------------ samples
 
     @property
@@ -387,6 +418,11 @@ def total(stats: Stats | None) -> float | None:
     Weights of variance 1/fan_in keep it on the way back, whatever the widths.
     """
     return None if stats is None else stats.second_moment * stats.numel
+
+
+def is_clean(site: Site) -> bool:
+    """Whether a site's forward numbers can be reckoned with."""
+    return not site.forward.nonfinite and math.isfinite(site.forward.second_moment)
 
 
 def is_layer(site: Site) -> bool:

@@ -20,7 +20,18 @@ _RESET = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _LINE = 88
 
 
-# ---------------------------------------------------------------- code
+def correct(flow: Flow, also: Sequence[Site] = ()) -> tuple[str, str]:
+    """Words and code that draw the layers whose weights are off, and these, or else all layers."""
+    off = [*flow.off, *(layer for layer in also if layer not in flow.off)]
+    if not off:
+        return "No layer is off by itself: draw all of them anew.", redraw(flow, flow.layers)
+    names = ", ".join(layer.name for layer in off[:3])
+    more = f" and {len(off) - 3} more" if len(off) > 3 else ""
+    words = (
+        f"The weights of {names}{more} have another variance than gain²/fan_in: draw them for "
+        "what they read."
+    )
+    return words, redraw(flow, off)
 
 
 def redraw(flow: Flow, layers: Iterable[Site]) -> str:
@@ -78,11 +89,9 @@ def _is_usual(layer: Site) -> bool:
 
 
 def _init_call(draw: Draw, names: list[str]) -> str:
-    how = f"activation={draw.activation!r}" if draw.activation else f"gain={draw.gain:.6g}"
-    if draw == PLAIN:
-        how = ""
-    opening = ", ".join(filter(None, [f'init_(model, "{draw.scheme}"', how.replace("'", '"')]))
-    return "\n".join(_listed(f"{opening}, only=", names, ")"))
+    how = f'activation="{draw.activation}", ' if draw.activation else f"gain={draw.gain:.6g}, "
+    how = "" if draw == PLAIN else how
+    return "\n".join(_listed(f'init_(model, "{draw.scheme}", {how}only=', names, ")"))
 
 
 def _fill(flow: Flow, layer: Site) -> list[str]:
@@ -93,14 +102,27 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     if layer.op.startswith("embedding"):
         return [f"torch.nn.init.normal_({parameter})"]
     draw = flow.draw(layer)
-    call = f'scheme("{draw.scheme}")({parameter}, gain={draw.gain:.6g}, fan_in={layer.fan_in:g})'
+    how = f"gain={draw.gain:.6g}, fan_in={layer.fan_in or 1:g}"
+    if ".parametrizations." in str(layer.parameter):
+        return _assign(layer, f'scheme("{draw.scheme}")(torch.empty_like(old), {how})')
     lines = [
-        call,
+        f'scheme("{draw.scheme}")({parameter}, {how})',
         f"for name, bias in {_submodule(layer.module)}.named_parameters(recurse=False):",
         '    if "bias" in name or name == "b":',
         "        torch.nn.init.zeros_(bias)",
     ]
     return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])
+
+
+def _assign(layer: Site, values: str) -> list[str]:
+    """Lines that give a parametrized weight new values, which its parametrization takes apart."""
+    path, _, rest = f".{layer.parameter}".partition(".parametrizations.")
+    owner, leaf = _submodule(path[1:]), rest.partition(".")[0]
+    return [
+        "with torch.no_grad():",
+        f"    old = {owner}.{leaf}",
+        f"    {owner}.{leaf} = {values}",
+    ]
 
 
 def _rows(layer: Site) -> str:
@@ -136,6 +158,9 @@ def _listed(before: str, names: Sequence[str], after: str) -> list[str]:
     if len(before) + len(items) + len(after) + 2 <= _LINE:
         return [f"{before}[{items}]{after}"]
     indent = " " * (len(before) - len(before.lstrip()) + 4)
-    body = textwrap.wrap(items + ",", _LINE, initial_indent=indent, subsequent_indent=indent,
-                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    wrapper = textwrap.TextWrapper(
+        _LINE, initial_indent=indent, subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    body = wrapper.wrap(items + ",")
     return [f"{before}[", *body, f"{indent[4:]}]{after}"]
