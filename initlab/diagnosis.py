@@ -184,10 +184,9 @@ def _notes(flow: Flow) -> Iterator[str]:
                     f"{norm.op} {norm.name!r} hides that {source.name} has a mean square of "
                     f"{figure(source.forward.second_moment)}."
                 )
-    closed = [layer.name for layer in flow.layers if flow.is_closed(layer)]
-    closed += [s.name for s in flow.sites if s.kind == "norm" and flow.is_closed(s)]
-    if closed:
-        yield f"residual branches that start at 0 open with the first step: {', '.join(closed)}."
+    if flow.starts_closed:
+        names = ", ".join(site.name for site in flow.starts_closed)
+        yield f"{names}: zeros that close a residual branch open with the first steps."
 
 
 def _not_checked(flow: Flow) -> Iterator[str]:

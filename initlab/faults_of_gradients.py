@@ -156,6 +156,8 @@ def _head_name(flow: Flow) -> str:
 
 def _stopped_gradients(flow: Flow) -> Iterator[Finding]:
     """Where a gradient of exactly 0 begins, seen from the output."""
+    if flow.head in flow.starts_closed:
+        return
     for site in reversed(flow.sites):
         if not _gets_nothing(site) or flow.in_branch[site.name]:
             continue

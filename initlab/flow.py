@@ -277,6 +277,15 @@ class Flow:
         zero = layer.weight is not None and layer.weight.second_moment == 0
         return layer is self.head and moving and zero
 
+    @cached_property
+    def starts_closed(self) -> list[Site]:
+        """Layers and norms that are 0 so that their residual branch starts closed, and a last layer
+        of zeros beside them, as in Fixup: all of it meant."""
+        closed = [s for s in self.sites if self.is_closed(s) and (is_layer(s) or s.kind == "norm")]
+        if closed and self.head is not None and self.is_zero_head(self.head):
+            closed.append(self.head)
+        return closed
+
     # ------------------------------------------------------------ weights
 
     def draw(self, layer: Site) -> Draw:

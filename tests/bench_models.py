@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ def dqn() -> nn.Sequential:
     """A deep Q-network of six Linear layers, with the biases and weights that torch gives it."""
     sizes = (8, 128, 128, 128, 128, 128, 4)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -182,6 +182,51 @@ def conv3d() -> nn.Sequential:
         nn.Conv3d(16, 16, 3, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(16 * 8, 32), nn.ReLU(), nn.Linear(32, 10),
     )  # fmt: skip
+
+
+class UNet(nn.Module):
+    """Down and up again by a transposed convolution, with a concatenated skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.last = nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.relu(self.first(x))
+        deep = F.relu(self.up(F.relu(self.down(wide))))
+        return self.last(torch.cat([wide, deep], dim=1))
+
+
+class ReZero(nn.Module):
+    """x + α·relu(W x) with α = 0 (Bachlechner et al. 2021)."""
+
+    def __init__(self, blocks: int = 12) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(blocks))
+        self.alpha = nn.Parameter(torch.zeros(blocks))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, alpha in zip(self.layers, self.alpha, strict=True):
+            x = x + alpha * F.relu(layer(x))
+        return self.head(x)
+
+
+def autoencoder() -> nn.Sequential:
+    """Through a bottleneck of two units, which leaves no more than two directions."""
+    return nn.Sequential(
+        nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2),
+        nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+def encoder() -> nn.TransformerEncoder:
+    """Torch's own post-norm encoder."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    return nn.TransformerEncoder(layer, 4)
 
 
 class OwnLayer(nn.Module):
@@ -304,6 +349,10 @@ ARCHITECTURES = {
         Architecture("rnn", lambda: Recurrent(nn.RNN), _sequences),
         Architecture("conv3d", conv3d, lambda: torch.randn(BATCH, 1, 8, 8, 8)),
         Architecture("own_layers", OwnMLP, _features),
+        Architecture("unet", UNet, _images, None),
+        Architecture("rezero", ReZero, _features),
+        Architecture("autoencoder", autoencoder, _features, None),
+        Architecture("encoder", encoder, lambda: torch.randn(BATCH, 12, 32), None),
     )
 }
 
@@ -348,6 +397,7 @@ def _healthy() -> Iterator[Case]:
     yield Case("cnn", title="xavier", plant=everywhere(nn.init.xavier_uniform_))
     yield Case("cnn_batch_norm", title="hidden scale", plant=at("3.weight", times(1e-3)))
     yield Case("residual_mlp", title="zero branches", plant=_zero_branches)
+    yield Case("residual_mlp", title="fixup", plant=_fixup)
     yield Case("mlp_tanh", title="xavier", plant=everywhere(nn.init.xavier_normal_))
     yield Case("transformer", title="torch's own", plant=_reset)
 
@@ -359,6 +409,12 @@ def _kaiming(weight: Tensor) -> None:
 def _zero_branches(model: nn.Module) -> None:
     for layer in model.second:  # type: ignore[union-attr]
         nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+
+
+def _fixup(model: nn.Module) -> None:
+    """Zhang et al. 2019: the branches and the classifier start at 0."""
+    _zero_branches(model)
+    nn.init.zeros_(model.head.weight)  # type: ignore[arg-type, union-attr]
 
 
 def _reset(model: nn.Module) -> None:
@@ -380,8 +436,8 @@ def _planted() -> Iterator[Case]:
         site = f"{layer}.{leaf}" if leaf == "kernel" else layer
         yield Case(name, "rank_collapse", at(f"{layer}.{leaf}", rank_one), (site,))
     for name, parameter, site in (
-        ("mlp_relu", "8.weight", "8"), ("mlp_sigmoid", "2.bias", "2"), ("cnn", "conv2.bias", "conv2"),
-        ("cnn_batch_norm", "4.weight", "4"), ("resnet", "4.conv1.weight", "4.conv1"),
+        ("mlp_relu", "8.weight", "8"), ("mlp_sigmoid", "2.bias", "2"),
+        ("cnn", "conv2.bias", "conv2"), ("cnn_batch_norm", "4.weight", "4"), ("resnet", "4.conv1.weight", "4.conv1"),
         ("transformer", "blocks.1.fc.weight", "blocks.1.fc"), ("dqn", "4.weight", "4"),
         ("lstm", "rnn.weight_hh_l0", "rnn"), ("conv3d", "3.weight", "3"),
         ("own_layers", "layers.2.kernel", "layers.2.kernel"),
@@ -434,8 +490,8 @@ def _scales() -> Iterator[Case]:
 
 def _units() -> Iterator[Case]:
     for name, bias, site in (
-        ("mlp_relu", "10.bias", "10"), ("cnn", "conv2.bias", "conv2"), ("cnn_batch_norm", "7.bias", "7"),
-        ("dqn", "4.bias", "4"), ("conv3d", "3.bias", "3"), ("mlp_relu", "22.bias", "22"),
+        ("mlp_relu", "10.bias", "10"), ("cnn", "conv2.bias", "conv2"),
+        ("cnn_batch_norm", "7.bias", "7"), ("dqn", "4.bias", "4"), ("conv3d", "3.bias", "3"), ("mlp_relu", "22.bias", "22"),
         ("own_layers", "layers.2.shift_bias", "layers.2.kernel"),
         ("residual_mlp", "first.3.bias", "first.3"),
     ):  # fmt: skip
@@ -502,9 +558,6 @@ class Outcome:
 
 
 def look(model: nn.Module, inputs: Tensor, target: Tensor | None) -> Diagnosis:
-    given: dict[str, Any] = {}
-    if target is not None and target.ndim > 1:
-        given["loss_fn"] = None
     return diagnose(trace(model, inputs, target=target, geometry=True))
 
 
