@@ -3,8 +3,8 @@
 **What counts as a fault** follows from what training can make good, not from what is usual.
 
 - *Signal and gradient.* A mean square below 10⁻⁶ of where it started is lost to SGD; above 10³ (of
-  signals; 10⁴ of gradients) no learning rate in use is stable: ``initlab.flow`` derives the three
-  (``LOST``, ``WILD``, ``STEEP``). The start is whatever last set the scale, an input, an embedding
+  signals; 10⁴ of gradients) the usual learning rates are unstable: ``initlab.flow`` derives the
+  three (``LOST``, ``WILD``, ``STEEP``). The start is whatever last set the scale, an input, an embedding
   or a normalization layer; scales between it and 1 are natural. Where biases may be all that is
   left, the signal is what differs from sample to sample. Finite width alone moves a deep ReLU
   network by decades, so the limits are widened by three standard deviations of the exact

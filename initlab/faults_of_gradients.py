@@ -127,7 +127,7 @@ def exploding_gradients(flow: Flow) -> Iterator[Finding]:
     most = max(wild, key=lambda p: p.arriving)
     onset = _gradient_onset(pulls, most, lambda p: p.arriving > p.high * DRIFT)
     without_cure = (
-        "The weights are right: normalization makes gradients grow with depth. Add residual "
+        "No weights are too large: normalization makes gradients grow with depth. Add residual "
         "connections, or take fewer layers.", "",
     )  # fmt: skip
     yield Finding(
@@ -136,7 +136,7 @@ def exploding_gradients(flow: Flow) -> Iterator[Finding]:
         f"{figure(onset.arriving)} times the sum of squares that started, and reaches "
         f"{figure(most.arriving)} at {most.layer.name}; chance explains up to "
         f"{figure(most.high * DRIFT)}.",
-        *(correct(flow) if flow.off else without_cure),
+        *(correct(flow) if flow.overweight else without_cure),
     )  # fmt: skip
 
 

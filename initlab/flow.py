@@ -29,14 +29,15 @@ rates in use, η = 1, and a thousand steps of patience that is g = 10⁻³, g² 
 """
 
 WILD = 1e3
-"""Factor in the mean square of a signal above which no customary learning rate is stable.
+"""Factor in the mean square of a signal above which the usual learning rates are unstable.
 
-A layer that reads n units of mean square q has a loss of curvature n·q, and SGD is stable below
-2/(n·q). At q = 10³ as few as twenty units put that below 10⁻⁴, the smallest rate in customary use.
+A layer that reads n units of mean square q has a loss of curvature up to n·q (the trace of E aaᵀ,
+reached as the samples become alike), and SGD is stable below 2/(n·q). At q = 10³ as few as twenty
+units put that at 10⁻⁴, where the rates in customary use end.
 """
 
 STEEP = 1e4
-"""Factor in a sum of squared gradients above which no customary learning rate is stable.
+"""Factor in a sum of squared gradients above which the usual learning rates are unstable.
 
 The curvature grows with the square of the gradient, and the largest stable learning rate falls with
 its inverse; the rates in use span four decades, from 1 to 10⁻⁴. A branch that outweighs its
@@ -302,23 +303,30 @@ class Flow:
     @cached_property
     def off(self) -> list[Site]:
         """The layers whose weights have another variance than what they read calls for."""
-        return [layer for layer in self.layers if self._is_off(layer)]
+        return [layer for layer in self.layers if self._deviation(layer)]
 
-    def _is_off(self, layer: Site) -> bool:
+    @cached_property
+    def overweight(self) -> list[Site]:
+        """Those of them whose weights are too large."""
+        return [layer for layer in self.off if self._deviation(layer) > 0]
+
+    def _deviation(self, layer: Site) -> int:
+        """1 where the weights of a layer are too large, −1 where they are too small, else 0."""
         gain = weight_gain(layer)
         if gain is None or layer.kind == "recurrent" or self.hidden[layer.name]:
-            return False
+            return 0
         least, most = right_gains(self.activation_read(layer))
         own = self.draw(layer).gain
         numel = math.prod(layer.weight_shape or (1,))
         slack = OFF * (1 + CHANCE * math.sqrt(2 / numel))
         may_be_small = layer.name in self.closing  # a branch may start at 0
-        small = gain < min(own, least) ** 2 / slack and not may_be_small
-        return small or not gain <= max(own, most) ** 2 * slack
+        if gain < min(own, least) ** 2 / slack:
+            return 0 if may_be_small else -1
+        return 0 if gain <= max(own, most) ** 2 * slack else 1
 
     @cached_property
-    def _off_bits(self) -> int:
-        return sum(1 << self._at[layer.name] for layer in self.off)
+    def _overweight_bits(self) -> int:
+        return sum(1 << self._at[layer.name] for layer in self.overweight)
 
     @cached_property
     def hidden(self) -> dict[str, bool]:
@@ -363,19 +371,20 @@ class Flow:
     def chance(self, site: Site) -> tuple[float, float]:
         """The factors of chance for the signal at a site.
 
-        Upwards it is granted where the weights are right only: what too large ones do is no
-        accident. Downwards always, because a log-normal quantity lies below its mean as a rule.
+        Upwards it is granted only where no weights are too large: what those do is no accident.
+        Downwards always, because a log-normal quantity lies below its mean as a rule.
         """
         band = self.bands[site.name]
         low, high = chance(band.layers, band.inverse_widths)
-        return low, 1.0 if self._upstream[site.name] & self._off_bits else high
+        return low, 1.0 if self._upstream[site.name] & self._overweight_bits else high
 
     def chance_between(self, first: Site, second: Site) -> tuple[float, float]:
         """The same for a gradient that flows from the second site to the first."""
         (below, narrow), (above, total) = self.steps[first.name], self.steps[second.name]
         low, high = chance(abs(above - below), max(abs(total - narrow), 1e-9))
-        off = (self._upstream[second.name] & self._off_bits) >> self._at[first.name]
-        return low, 1.0 if off else high
+        between = self._upstream[second.name] >> self._at[first.name]
+        no_accident = between & (self._overweight_bits >> self._at[first.name])
+        return low, 1.0 if no_accident else high
 
     def too_large(self, site: Site, factor: float) -> bool:
         """Whether a mean square is above this factor of all natural scales, beyond chance."""

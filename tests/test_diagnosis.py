@@ -143,7 +143,7 @@ def test_a_head_of_zeros_explains_the_missing_gradients_below():
 
 
 def test_an_explosion_explains_the_overflow_and_the_loss_that_follow():
-    model = he_mlp(40)
+    model = he_mlp(60)
     for layer in model[::2]:
         nn.init.normal_(layer.weight)
     diagnosis = diagnose(trace(model, features(), target=classes()))
