@@ -4,10 +4,10 @@
 
 - *Signal and gradient.* A mean square below 10⁻⁶ of where it started is lost to SGD; above 10³ (of
   signals; 10⁴ of gradients) the usual learning rates are unstable: ``initlab.flow`` derives the
-  three (``LOST``, ``WILD``, ``STEEP``). The start is whatever last set the scale, an input, an embedding
-  or a normalization layer; scales between it and 1 are natural. Where biases may be all that is
-  left, the signal is what differs from sample to sample. Finite width alone moves a deep ReLU
-  network by decades, so the limits are widened by three standard deviations of the exact
+  three (``LOST``, ``WILD``, ``STEEP``). The start is whatever last set the scale, an input, an
+  embedding or a normalization layer; scales between it and 1 are natural. Where biases may be all
+  that is left, the signal is what differs from sample to sample. Finite width alone moves a deep
+  ReLU network by decades, so the limits are widened by three standard deviations of the exact
   log-normal law of this width and depth.
 - *Gradients* must be out of bounds twice: as the sum of all squares of ∂L/∂h, relative to the last
   layer's (weights of variance 1/fan_in keep that sum, whatever the widths), and as the mean square
