@@ -57,8 +57,8 @@ __all__ = ["FAULTS", "Diagnosis", "Fault", "Finding", "diagnose"]
 
 _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
     "non_finite": ("exploding_activations", "exploding_gradients"),
-    "symmetry": ("non_finite",),
-    "dead_units": ("non_finite", "symmetry", "bias_dominated", "exploding_activations"),
+    "symmetry": (),
+    "dead_units": ("symmetry", "bias_dominated", "exploding_activations"),
     "bias_dominated": ("symmetry", "dead_units"),
     "exploding_activations": ("symmetry", "bias_dominated"),
     "saturation": ("symmetry", "exploding_activations", "bias_dominated"),
@@ -81,7 +81,7 @@ _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
 }  # fmt: skip
 
 _ANYWHERE = ("vanishing_gradients", "exploding_gradients", "wrong_initial_loss", "non_finite")
-"""Faults that a cause explains wherever it is; it explains the others only downstream of it."""
+"""Faults that have and are causes wherever these are; of the others the cause is upstream."""
 
 _RULES: Mapping[Fault, Callable[[Flow], Iterator[Finding]]] = {
     "non_finite": non_finite,
@@ -160,7 +160,8 @@ def _cause(flow: Flow, finding: Finding, faults: Mapping[Fault, Finding]) -> Fin
         cause = faults.get(fault)
         if cause is None or _ties(finding, cause):
             continue
-        if finding.fault in _ANYWHERE or flow.is_upstream(flow.trace[cause.where], here):
+        anywhere = finding.fault in _ANYWHERE or fault in _ANYWHERE
+        if anywhere or flow.is_upstream(flow.trace[cause.where], here):
             return cause
     return None
 

@@ -20,7 +20,7 @@ from initlab.flow import (
     looks_up,
     total,
 )
-from initlab.remedies import correct, redraw
+from initlab.remedies import redraw, strengthen, weaken
 from initlab.sites import Site
 
 
@@ -88,7 +88,7 @@ def vanishing_gradients(flow: Flow) -> Iterator[Finding]:
         return
     least = min(lost, key=lambda p: p.arriving)
     onset = _gradient_onset(pulls, least, lambda p: p.arriving < p.low / DRIFT)
-    words, code = correct(flow)
+    words, code = strengthen(flow)
     yield Finding(
         "vanishing_gradients", onset.layer.name,
         f"On its way back from {_head_name(flow)} the gradient leaves the healthy zone here at "
@@ -136,7 +136,7 @@ def exploding_gradients(flow: Flow) -> Iterator[Finding]:
         f"{figure(onset.arriving)} times the sum of squares that started, and reaches "
         f"{figure(most.arriving)} at {most.layer.name}; chance explains up to "
         f"{figure(most.high * DRIFT)}.",
-        *(correct(flow) if flow.overweight else without_cure),
+        *(weaken(flow) if flow.overweight else without_cure),
     )  # fmt: skip
 
 

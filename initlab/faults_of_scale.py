@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from initlab.activations import ACTIVATIONS
-from initlab.findings import Finding, figure
+from initlab.findings import Finding, figure, joined
 from initlab.flow import (
     CENTRES,
     DRIFT,
@@ -26,7 +26,7 @@ from initlab.flow import (
     weight_gain,
 )
 from initlab.measuring import Stats
-from initlab.remedies import correct, redraw, rescale, reset
+from initlab.remedies import redraw, rescale, reset, strengthen, weaken, zero_biases
 from initlab.sites import Site
 
 _BIAS_SHARE = 9.0
@@ -97,7 +97,7 @@ def bias_dominated(flow: Flow) -> Iterator[Finding]:
             f"Its biases have {figure(ratio)} times the mean square of what its weights "
             f"contribute, and only {figure(shared(_with_bias(flow, layer)) or 0)} of the result "
             "differs from sample to sample.",
-            "Set the biases to 0.", redraw(flow, found),
+            "Set the biases to 0.", zero_biases(found),
         )  # fmt: skip
 
 
@@ -219,15 +219,15 @@ def _onset(flow: Flow, site: Site, outside: Callable[[Site], bool]) -> Site:
 
 
 def _smaller(flow: Flow, onset: Site) -> tuple[str, str]:
-    """Weights that are off are drawn anew; branches that add up are divided by √L."""
+    """Weights that are too large are drawn anew; branches that add up are divided by √L."""
     also = [onset] if onset.kind == "recurrent" else []
     branches = _growing_branches(flow)
     words, code = [], []
-    if flow.off or also or not branches:
-        redrawn = correct(flow, also)
+    if flow.overweight or also or not branches:
+        redrawn = weaken(flow, also)
         words.append(redrawn[0])
         code.append(redrawn[1])
-    untouched = [end for end in branches if end not in flow.off]
+    untouched = [end for end in branches if end not in flow.overweight]
     if untouched:
         factor = 1 / math.sqrt(len(branches))
         words.append(
@@ -235,7 +235,7 @@ def _smaller(flow: Flow, onset: Site) -> tuple[str, str]:
             f"branch by √{len(branches)}, as by scaling its last layer by {factor:.3g}."
         )
         code.append(rescale(untouched, factor))
-    return " ".join(words), "\n".join(code)
+    return " ".join(words), joined(code)
 
 
 def _growing_branches(flow: Flow) -> list[Site]:
@@ -271,7 +271,7 @@ def _drowning(flow: Flow, add: Site, branch: Site) -> Finding:
         "stream that it is added to: the stream drowns."
     )
     end = flow.branch_end(add)
-    cure = correct(flow, [] if flow.off or end is None else [end])
+    cure = weaken(flow, [] if flow.overweight or end is None else [end])
     return Finding("exploding_activations", flow.place(onset), evidence, *cure)
 
 
@@ -290,7 +290,7 @@ def vanishing_activations(flow: Flow) -> Iterator[Finding]:
             f"The {_signal_name(flow, site)} leaves the healthy zone here at "
             f"{figure(_signal(flow, onset))} and falls to {figure(_signal(flow, site))} at "
             f"{site.name}; chance explains down to {figure(floor)} of what it was.",
-            *correct(flow),
+            *strengthen(flow),
         )  # fmt: skip
 
 

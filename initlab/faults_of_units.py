@@ -27,7 +27,7 @@ from initlab.flow import (
     shared,
     width,
 )
-from initlab.remedies import redraw, reset
+from initlab.remedies import redraw, reset, strengthen
 from initlab.sites import Site
 
 _EQUAL = 1e-12
@@ -193,7 +193,7 @@ def _saturated_square() -> float:
     """E tanh² of Gaussian pre-activations that are saturated to the limit.
 
     >>> round(_saturated_square(), 2)
-    0.78
+    0.77
     """
     tanh = ACTIVATIONS["tanh"]
     assert tanh.tails is not None
@@ -233,17 +233,19 @@ def rank_collapse(flow: Flow) -> Iterator[Finding]:
             continue
         apart = shared(site.forward)
         if apart is not None and apart < LOST:
-            yield _collapse(
-                flow, site,
+            yield Finding(
+                "rank_collapse", flow.place(site),
                 f"Only {figure(apart)} of the mean square of {site.name} differs from sample to "
                 "sample: all inputs look alike.",
+                *strengthen(flow),
             )  # fmt: skip
         before, after = _ranks(flow, site)
         if after <= _A_LINE and after * _SUDDEN < before:
-            yield _collapse(
-                flow, site,
+            yield Finding(
+                "rank_collapse", site.name,
                 f"The effective rank falls from {before:.1f} to {after:.2f} in this one layer: all "
                 "samples come to lie on a line.",
+                "Draw its weights as independent random numbers.", redraw(flow, [site]),
             )  # fmt: skip
 
 
@@ -258,13 +260,3 @@ def _ranks(flow: Flow, layer: Site) -> tuple[float, float]:
 
 def _units(site: Site) -> int:
     return math.prod(site.shape[1:])
-
-
-def _collapse(flow: Flow, site: Site, evidence: str) -> Finding:
-    layer = flow.layer_at(site)
-    layers = [*flow.off, *([] if layer is None or layer in flow.off else [layer])]
-    return Finding(
-        "rank_collapse", flow.place(site), evidence,
-        "Draw the weights as independent random numbers, at the edge of chaos.",
-        redraw(flow, layers),
-    )  # fmt: skip

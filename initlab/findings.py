@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,7 +86,7 @@ class Diagnosis:
     @property
     def code(self) -> str:
         """The remedies of all causes, as Python that expects the model as ``model``."""
-        return "\n".join(dict.fromkeys(f.code for f in self.causes if f.code))
+        return joined(dict.fromkeys(f.code for f in self.causes))
 
     def __str__(self) -> str:
         lines = [_headline(self), *map(str, self.findings)]
@@ -127,6 +127,19 @@ def _html(diagnosis: Diagnosis) -> Iterator[str]:
         if lines:
             items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
             yield f"<p>{title}:</p><ul>{items}</ul>"
+
+
+def joined(codes: Iterable[str]) -> str:
+    """Pieces of code one after the other, their imports first.
+
+    >>> print(joined(["import torch\\nx = 1", "import torch\\ny = 2"]))
+    import torch
+    x = 1
+    y = 2
+    """
+    lines = [line for code in codes for line in code.splitlines()]
+    imports = dict.fromkeys(line for line in lines if line.startswith(("import ", "from ")))
+    return "\n".join([*imports, *(line for line in lines if line not in imports)])
 
 
 def figure(number: float) -> str:

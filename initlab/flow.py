@@ -301,14 +301,14 @@ class Flow:
         return draw_after(self.activation_read(layer))
 
     @cached_property
-    def off(self) -> list[Site]:
-        """The layers whose weights have another variance than what they read calls for."""
-        return [layer for layer in self.layers if self._deviation(layer)]
+    def overweight(self) -> list[Site]:
+        """The layers whose weights have a larger variance than what they read calls for."""
+        return [layer for layer in self.layers if self._deviation(layer) > 0]
 
     @cached_property
-    def overweight(self) -> list[Site]:
-        """Those of them whose weights are too large."""
-        return [layer for layer in self.off if self._deviation(layer) > 0]
+    def underweight(self) -> list[Site]:
+        """The layers whose weights have a smaller one."""
+        return [layer for layer in self.layers if self._deviation(layer) < 0]
 
     def _deviation(self, layer: Site) -> int:
         """1 where the weights of a layer are too large, −1 where they are too small, else 0."""

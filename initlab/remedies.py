@@ -20,15 +20,24 @@ _RESET = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _LINE = 88
 
 
-def correct(flow: Flow, also: Sequence[Site] = ()) -> tuple[str, str]:
-    """Words and code that draw the layers whose weights are off, and these, or else all layers."""
-    off = [*flow.off, *(layer for layer in also if layer not in flow.off)]
+def strengthen(flow: Flow) -> tuple[str, str]:
+    """Words and code that draw the layers whose weights are too small, or else all layers."""
+    return _correct(flow, flow.underweight, "smaller")
+
+
+def weaken(flow: Flow, also: Sequence[Site] = ()) -> tuple[str, str]:
+    """Words and code that draw the layers whose weights are too large, and these, or else all."""
+    off = [*flow.overweight, *(layer for layer in also if layer not in flow.overweight)]
+    return _correct(flow, off, "larger")
+
+
+def _correct(flow: Flow, off: list[Site], how: str) -> tuple[str, str]:
     if not off:
-        return "No layer is off by itself: draw all of them anew.", redraw(flow, flow.layers)
+        return "No weights are off by themselves: draw all anew.", redraw(flow, flow.layers)
     names = ", ".join(layer.name for layer in off[:3])
     more = f" and {len(off) - 3} more" if len(off) > 3 else ""
     words = (
-        f"The weights of {names}{more} have another variance than gain²/fan_in: draw them for "
+        f"The weights of {names}{more} have a {how} variance than gain²/fan_in: draw them for "
         "what they read."
     )
     return words, redraw(flow, off)
@@ -57,6 +66,21 @@ def rescale(layers: Sequence[Site], factor: float) -> str:
     """Code that multiplies the weights of these layers, and biases that torch adds to them."""
     lines = _scaled(layers, factor)
     return "\n".join([*_imports(lines), *lines])
+
+
+def zero_biases(layers: Sequence[Site]) -> str:
+    """Code that sets the biases of these layers to 0."""
+    lines = _zeroed(layers)
+    return "\n".join([*_imports(lines), *lines])
+
+
+def _zeroed(layers: Sequence[Site]) -> list[str]:
+    return [
+        *_listed("for layer in ", [layer.module for layer in layers], ":"),
+        "    for name, bias in model.get_submodule(layer).named_parameters(recurse=False):",
+        '        if "bias" in name or name == "b":',
+        "            torch.nn.init.zeros_(bias)",
+    ]
 
 
 def _scaled(layers: Sequence[Site], factor: float) -> list[str]:
@@ -105,12 +129,7 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     how = f"gain={draw.gain:.6g}, fan_in={layer.fan_in or 1:g}"
     if ".parametrizations." in str(layer.parameter):
         return _assign(layer, f'scheme("{draw.scheme}")(torch.empty_like(old), {how})')
-    lines = [
-        f'scheme("{draw.scheme}")({parameter}, {how})',
-        f"for name, bias in {_submodule(layer.module)}.named_parameters(recurse=False):",
-        '    if "bias" in name or name == "b":',
-        "        torch.nn.init.zeros_(bias)",
-    ]
+    lines = [f'scheme("{draw.scheme}")({parameter}, {how})', *_zeroed([layer])]
     return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])
 
 

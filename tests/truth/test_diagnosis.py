@@ -122,7 +122,8 @@ def test_the_gain_of_a_layers_weights_is_what_multiplies_its_signal():
     first = seen["0"]
     ratio = first.forward.second_moment / seen["input"].forward.second_moment
     assert weight_gain(first) == pytest.approx(ratio, rel=0.02)
-    assert Flow(seen).off == []
+    flow = Flow(seen)
+    assert flow.overweight == flow.underweight == []
 
 
 # ---- what training does
