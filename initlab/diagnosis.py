@@ -68,7 +68,7 @@ _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
         "saturation", "vanishing_activations",
     ),
     "exploding_gradients": (
-        "non_finite", "symmetry", "dead_units", "exploding_activations", "bias_dominated",
+        "symmetry", "dead_units", "exploding_activations", "bias_dominated",
         "saturation", "vanishing_activations", "wrong_initial_loss",
     ),
     "rank_collapse": (

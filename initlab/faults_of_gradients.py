@@ -16,11 +16,12 @@ from initlab.flow import (
     LOST,
     STEEP,
     Flow,
+    is_clean,
     is_layer,
     looks_up,
     total,
 )
-from initlab.remedies import redraw, strengthen, weaken
+from initlab.remedies import redraw, reset, strengthen, weaken
 from initlab.sites import Site
 
 
@@ -116,8 +117,9 @@ def _advice(flow: Flow) -> str:
 
 
 def exploding_gradients(flow: Flow) -> Iterator[Finding]:
-    """A gradient beyond STEEP, together with the steps that the weights would take."""
-    pulls = _pulls(flow)
+    """A gradient beyond STEEP, together with the steps that the weights would take; nothing can be
+    said of it where values are not finite."""
+    pulls = _pulls(flow) if all(map(is_clean, flow.sites)) else []
     wild = [
         p for p in pulls
         if p.arriving > STEEP * p.high and (p.step is None or p.step > STEEP)
@@ -181,6 +183,8 @@ def _reopen(flow: Flow, place: Site) -> tuple[str, str]:
         return remedy, redraw(flow, [place])
     if is_layer(place):
         return "Draw this layer anew.", redraw(flow, [place])
+    if place.kind == "norm" and place.module:
+        return "Reset its scale and shift.", reset(place)
     return "Look at what reads it: a constant function, or a loss that is flat here.", ""
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 
 from initlab.activations import ACTIVATIONS
 from initlab.findings import Finding, figure, joined
@@ -32,6 +34,8 @@ from initlab.sites import Site
 _BIAS_SHARE = 9.0
 """Mean square of the biases over that of what the weights contribute: three standard deviations."""
 
+_TINY = 1e-300
+
 
 def non_finite(flow: Flow) -> Iterator[Finding]:
     """Weights, values, gradients or a loss that are infinite or not a number."""
@@ -47,19 +51,30 @@ def non_finite(flow: Flow) -> Iterator[Finding]:
             yield _not_finite_here(flow, site)
     for site in reversed(flow.sites):
         if site.backward is not None and site.backward.nonfinite and is_clean(site):
-            yield Finding(
-                "non_finite", site.name,
-                f"{site.backward.nonfinite:,} of {site.backward.numel:,} entries of its gradient "
-                "are not finite, though its values are.",
-                "Look at what reads it: a square root or a norm at 0, a logarithm, a division, or "
-                "numbers too large for this precision.", "",
-            )  # fmt: skip
+            yield _gradient_not_finite(flow, site)
     loss = flow.trace.loss
     if loss is not None and not math.isfinite(loss) and is_clean(flow.sites[-1]):
         yield Finding(
             "non_finite", flow.sites[-1].name, f"The loss is {loss}, though the output is finite.",
             "Look at the loss function: a logarithm of 0, a division by an empty batch.", "",
         )  # fmt: skip
+
+
+def _gradient_not_finite(flow: Flow, site: Site) -> Finding:
+    assert site.backward is not None
+    evidence = (
+        f"{site.backward.nonfinite:,} of {site.backward.numel:,} entries of the gradient of "
+        f"{site.name} are not finite, though its values are."
+    )
+    readers = [u for u in flow.users(site) if u.kind in ("recurrent", "attention") and is_layer(u)]
+    if readers:
+        remedy = "It has weights that a trace does not see: draw all of them anew."
+        return Finding("non_finite", readers[0].name, evidence, remedy, redraw(flow, readers[:1]))
+    remedy = (
+        "Look at what reads it: a square root or a norm at 0, a logarithm, a division, or numbers "
+        "too large for this precision."
+    )
+    return Finding("non_finite", site.name, evidence, remedy, "")
 
 
 def _not_finite_here(flow: Flow, site: Site) -> Finding:
@@ -79,8 +94,12 @@ def _not_finite_here(flow: Flow, site: Site) -> Finding:
     if site.kind == "norm" and site.module:
         remedy = "Reset its scale, shift and running statistics."
         return Finding("non_finite", site.name, evidence, remedy, reset(site))
+    layer = flow.layer_at(site)
     remedy = "Keep its argument inside its domain: a logarithm of 0, a division by 0, an overflow."
-    return Finding("non_finite", site.name, evidence, remedy, "")
+    if layer is None or not is_clean(layer):
+        return Finding("non_finite", site.name, evidence, remedy, "")
+    remedy = "What is added to the layer before it, a bias, may not be finite. " + remedy
+    return Finding("non_finite", site.name, evidence, remedy, zero_biases([layer]))
 
 
 def bias_dominated(flow: Flow) -> Iterator[Finding]:
@@ -182,7 +201,7 @@ def _is_bounded(site: Site) -> bool:
 
 
 def _explosion(flow: Flow, site: Site) -> Finding:
-    onset = _onset(flow, site, lambda s: not is_clean(s) or flow.too_large(s, DRIFT))
+    onset = _onset(flow, site, lambda s: not is_clean(s) or flow.too_large(s, DRIFT), _square)
     last = _loudest(flow, onset)
     evidence = (
         f"The mean square of the signal leaves the healthy zone here at "
@@ -204,18 +223,28 @@ def _loudest(flow: Flow, onset: Site) -> Site:
     return max(below, key=lambda s: s.forward.second_moment, default=onset)
 
 
-def _onset(flow: Flow, site: Site, outside: Callable[[Site], bool]) -> Site:
-    """The first of the unbroken run of layers and sums outside that leads to this site."""
-    onset = site
+def _onset(
+    flow: Flow, site: Site, outside: Callable[[Site], bool], measure: Callable[[Site], float]
+) -> Site:
+    """Where it began to go wrong: the first of the unbroken run of layers and sums outside that
+    leads to this site; or the one of them that did twice as much as all others together."""
+    run, at = [site], site
     while True:
-        before = next(iter(flow.sources(site)), None)
+        before = next(iter(flow.sources(at)), None)
         if before is None or before.kind in ("input", "norm"):
-            return onset
+            break
         if before.kind not in ("activation", "other"):  # relu halves a mean square: no judgement
             if not outside(before):
-                return onset
-            onset = before
-        site = before
+                break
+            run.append(before)
+        at = before
+    run.reverse()
+    values = [measure(each) for each in (before or at, *run)]
+    if not all(map(math.isfinite, values)):
+        return run[0]
+    steps = [abs(math.log(max(b, _TINY) / max(a, _TINY))) for a, b in pairwise(values)]
+    largest = max(steps)
+    return run[steps.index(largest)] if largest > 2 * (sum(steps) - largest) else run[0]
 
 
 def _smaller(flow: Flow, onset: Site) -> tuple[str, str]:
@@ -263,7 +292,7 @@ def _drowned(flow: Flow, site: Site) -> Site | None:
 
 
 def _drowning(flow: Flow, add: Site, branch: Site) -> Finding:
-    onset = _onset(flow, branch, lambda s: is_clean(s) and flow.too_large(s, DRIFT))
+    onset = _onset(flow, branch, lambda s: is_clean(s) and flow.too_large(s, DRIFT), _square)
     stream = min(flow.sources(add), key=lambda s: s.forward.second_moment)
     ratio = branch.forward.second_moment / stream.forward.second_moment
     evidence = (
@@ -279,11 +308,18 @@ def vanishing_activations(flow: Flow) -> Iterator[Finding]:
     """A signal below LOST that neither normalization nor a residual stream makes up for."""
     kept = _kept_alive(flow)
     for site in flow.sites:
+        if site.kind == "norm" and site.forward.second_moment == 0 and not kept[site.name]:
+            yield Finding(
+                "vanishing_activations", site.name, "All that this normalization returns is 0.",
+                "Reset its scale and shift.", reset(site) if site.module else "",
+            )  # fmt: skip
         if site.kind not in SIGNALS or kept[site.name] or not is_clean(site):
             continue
         if not _fades(flow, site, LOST) or flow.is_zero_head(site):
             continue
-        onset = _onset(flow, site, lambda s: is_clean(s) and _fades(flow, s, 1 / DRIFT))
+        onset = _onset(
+            flow, site, lambda s: is_clean(s) and _fades(flow, s, 1 / DRIFT), partial(_signal, flow)
+        )
         floor = flow.chance(site)[0] / DRIFT
         yield Finding(
             "vanishing_activations", flow.place(onset),
@@ -309,6 +345,10 @@ def _fades(flow: Flow, site: Site, factor: float) -> bool:
 def _is_told_by_samples(flow: Flow, site: Site) -> bool:
     """Whether all that is constant across samples comes from biases: where every φ(0) is 0."""
     return flow.inputs_differ and flow.passes_zero[site.name] and bool(flow.bands[site.name].varied)
+
+
+def _square(site: Site) -> float:
+    return site.forward.second_moment
 
 
 def _signal(flow: Flow, site: Site) -> float:

@@ -7,14 +7,14 @@ Each rule looks at the flow of a trace and yields its findings, the first of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 
 import torch
 
 from initlab.activations import ACTIVATIONS, SATURATED_SLOPE
-from initlab.findings import Finding, figure
+from initlab.findings import Finding, figure, joined
 from initlab.finite_width import inactive_fraction
 from initlab.flow import (
     CENTRES,
@@ -147,7 +147,7 @@ def saturation(flow: Flow) -> Iterator[Finding]:
     """Activations, or states of a recurrent layer, that lie in the flat tails."""
     found = [site for site in flow.sites if _is_saturated(site)]
     for site in found[:1]:
-        place, code = _feeding(flow, found)
+        place, code = _feeding(flow, found, flow.overweight)
         others = f"; {len(found)} layers are saturated in all." if len(found) > 1 else "."
         if site.kind == "recurrent":
             evidence = (
@@ -201,15 +201,21 @@ def _saturated_square() -> float:
     return tanh.moments((tanh.tails[1] / inside) ** 2).second_moment
 
 
-def _feeding(flow: Flow, activations: list[Site]) -> tuple[str, str]:
-    """The name of what feeds the first of these activations, and code that redraws all feeders."""
+def _feeding(flow: Flow, activations: list[Site], guilty: Sequence[Site] = ()) -> tuple[str, str]:
+    """The name of what feeds the first of these activations, and code that redraws all feeders.
+
+    Of ``guilty`` layers those upstream are redrawn too; where the feeder is none, but such a layer
+    lies before it, that is the place.
+    """
     feeders = [source for site in activations for source in _feeder(flow, site)]
-    layers = [feeder for feeder in feeders if is_layer(feeder)]
+    before = [x for x in guilty if any(flow.is_upstream(x, site) for site in activations)]
+    layers = dict.fromkeys([*(feeder for feeder in feeders if is_layer(feeder)), *before])
     norms = [feeder for feeder in feeders if feeder.kind == "norm" and feeder.module]
-    code = redraw(flow, dict.fromkeys(layers)) if layers else ""
-    resets = dict.fromkeys(reset(norm) for norm in norms)
-    name = feeders[0].name if feeders else activations[0].name
-    return name, "\n".join(filter(None, [code, *resets]))
+    code = joined([redraw(flow, layers), *dict.fromkeys(reset(norm) for norm in norms)])
+    first = feeders[0] if feeders else activations[0]
+    earlier = [layer for layer in before if flow.is_upstream(layer, first)]
+    place = first if not earlier or first in before else earlier[-1]
+    return place.name, code
 
 
 def _feeder(flow: Flow, site: Site) -> list[Site]:

@@ -130,6 +130,8 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     if ".parametrizations." in str(layer.parameter):
         return _assign(layer, f'scheme("{draw.scheme}")(torch.empty_like(old), {how})')
     lines = [f'scheme("{draw.scheme}")({parameter}, {how})', *_zeroed([layer])]
+    if layer.op == "multi_head_attention" and layer.module:
+        lines.append(_init_call(PLAIN, [f"{layer.module}.out_proj"]))
     return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])
 
 
