@@ -263,7 +263,7 @@ def _smaller(flow: Flow, onset: Site) -> tuple[str, str]:
             f"Each of {len(branches)} residual sums adds to the stream: divide the residual "
             f"branch by √{len(branches)}, as by scaling its last layer by {factor:.3g}."
         )
-        code.append(rescale(untouched, factor))
+        code.append(rescale(flow, untouched, factor))
     return " ".join(words), joined(code)
 
 
@@ -387,7 +387,7 @@ def wrong_initial_loss(flow: Flow) -> Iterator[Finding]:
         f"The loss starts at {figure(loss)}, where −log(1/{classes}) = {math.log(classes):.3g}; "
         f"the logits have a mean square of {figure(logits.second_moment)}.",
         f"Scale the last layer by {scale:.2g}, so that the logits have a mean square of 1.",
-        rescale([head], scale) if head else "",
+        rescale(flow, [head], scale) if head else "",
     )  # fmt: skip
 
 

@@ -189,10 +189,10 @@ class Flow:
 
     @cached_property
     def head(self) -> Site | None:
-        """The last layer that the output depends on."""
+        """The last layer that the output depends on; its weight may be tied to an earlier one."""
         output = self.sites[-1]
-        above = [layer for layer in self.layers if self.is_upstream(layer, output)]
-        return above[-1] if above else None
+        layers = (site for site in reversed(self.sites) if is_layer(site))
+        return next((layer for layer in layers if self.is_upstream(layer, output)), None)
 
     def layer_at(self, site: Site) -> Site | None:
         """The site itself if it is a layer, else the nearest layer on the way that leads to it."""
@@ -221,7 +221,13 @@ class Flow:
         branch = first if self.is_upstream(second, first) else second
         while branch.kind in ("activation", *_PASSED) and self.sources(branch):
             branch = self.sources(branch)[0]
-        return branch if is_layer(branch) else None
+        counts = is_layer(branch) and not looks_up(branch) and self.reads_input[branch.name]
+        return branch if counts else None
+
+    @cached_property
+    def looked_up(self) -> frozenset[str | None]:
+        """The names of the parameters that serve as embeddings, whatever else they do."""
+        return frozenset(site.parameter for site in self.sites if looks_up(site))
 
     @cached_property
     def branch_ends(self) -> list[Site]:

@@ -46,25 +46,25 @@ def _correct(flow: Flow, off: list[Site], how: str) -> tuple[str, str]:
 def redraw(flow: Flow, layers: Iterable[Site]) -> str:
     """Code that draws these layers anew, each for what it reads."""
     chosen = [layer for layer in layers if is_layer(layer)]
-    usual = [layer for layer in chosen if _is_usual(layer)]
+    usual = [layer for layer in chosen if _is_usual(flow, layer)]
     draws = {layer.name: flow.draw(layer) for layer in usual}
     lines = []
     for draw in dict.fromkeys(draws.values()):
         names = [str(layer.module) for layer in usual if draws[layer.name] == draw]
         lines.append(_init_call(draw, names))
-    lines += [line for layer in chosen if not _is_usual(layer) for line in _fill(flow, layer)]
+    lines += [line for layer in chosen if not _is_usual(flow, layer) for line in _fill(flow, layer)]
     centred = [layer for layer in usual if draws[layer.name].centred]
     if centred:
         lines += _centre([str(layer.parameter) for layer in centred])
     ends = [layer for layer in chosen if layer.name in flow.closing]
     if len(flow.branch_ends) > 1 and ends:  # their sums would grow with the depth
-        lines += _scaled(ends, 1 / math.sqrt(len(flow.branch_ends)))
+        lines += _scaled(flow, ends, 1 / math.sqrt(len(flow.branch_ends)))
     return "\n".join([*_imports(lines), *lines])
 
 
-def rescale(layers: Sequence[Site], factor: float) -> str:
+def rescale(flow: Flow, layers: Sequence[Site], factor: float) -> str:
     """Code that multiplies the weights of these layers, and biases that torch adds to them."""
-    lines = _scaled(layers, factor)
+    lines = _scaled(flow, layers, factor)
     return "\n".join([*_imports(lines), *lines])
 
 
@@ -83,9 +83,9 @@ def _zeroed(layers: Sequence[Site]) -> list[str]:
     ]
 
 
-def _scaled(layers: Sequence[Site], factor: float) -> list[str]:
-    modules = [layer.module for layer in layers if _is_usual(layer)]
-    others = [str(layer.parameter) for layer in layers if not _is_usual(layer)]
+def _scaled(flow: Flow, layers: Sequence[Site], factor: float) -> list[str]:
+    modules = [layer.module for layer in layers if _is_usual(flow, layer)]
+    others = [str(layer.parameter) for layer in layers if not _is_usual(flow, layer)]
     lines = ["with torch.no_grad():"]
     if modules:
         lines += [
@@ -106,10 +106,10 @@ def reset(site: Site) -> str:
     return f"{_submodule(site.module)}.reset_parameters()"
 
 
-def _is_usual(layer: Site) -> bool:
+def _is_usual(flow: Flow, layer: Site) -> bool:
     """Whether ``init_`` finds it under its module's name."""
     own = layer.parameter == f"{layer.module}.weight" and layer.module != ""
-    return own and layer.op in _THROUGH_INIT
+    return own and layer.op in _THROUGH_INIT and layer.parameter not in flow.looked_up
 
 
 def _init_call(draw: Draw, names: list[str]) -> str:

@@ -132,7 +132,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, blocks: int = 4, width: int = 32, vocabulary: int = 27) -> None:
+    def __init__(self, blocks: int = 4, width: int = 32, vocabulary: int = 27, *,
+                 tied: float | None = None) -> None:  # fmt: skip
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(16, width)
@@ -144,12 +145,15 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        self.tied = tied is not None
+        if tied is not None:
+            nn.init.normal_(self.tokens.weight, std=tied)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        return F.linear(self.norm(x), self.tokens.weight) if self.tied else self.head(self.norm(x))
 
 
 def dqn() -> nn.Sequential:
@@ -400,6 +404,7 @@ def _healthy() -> Iterator[Case]:
     yield Case("residual_mlp", title="fixup", plant=_fixup)
     yield Case("mlp_tanh", title="xavier", plant=everywhere(nn.init.xavier_normal_))
     yield Case("transformer", title="torch's own", plant=_reset)
+    yield Case("transformer", title="tied", build=lambda: Transformer(tied=0.02))
 
 
 def _kaiming(weight: Tensor) -> None:
@@ -469,6 +474,10 @@ def _planted() -> Iterator[Case]:
         factor = 1000 if untuned else 100
         plant = at(f"{head}.weight", times(factor))
         yield Case(name, "wrong_initial_loss", plant, (head,))
+    yield Case(
+        "transformer", "wrong_initial_loss", None, ("tokens[2]",), "tied to N(0, 1)",
+        lambda: Transformer(tied=1.0),
+    )  # fmt: skip
 
 
 def _scales() -> Iterator[Case]:

@@ -337,6 +337,13 @@ def test_a_part_of_a_trace_can_be_diagnosed(part):
 # ---- remedies
 
 
+def test_weights_of_any_size_are_judged():
+    """A weight is reduced at once from 8,192 elements on, when its site is not yet complete."""
+    for width in (16, 96, 300):
+        seen = trace(nn.Sequential(nn.Linear(width, width), nn.ReLU()), torch.randn(4, width))
+        assert seen["0"].weight is not None
+
+
 def test_every_weight_of_a_fault_is_reached_whatever_module_holds_it():
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -377,6 +384,29 @@ def test_a_layer_that_is_fed_raw_pixels_is_drawn_for_their_scale():
     after = trace(model, pixels)
     assert after["0"].forward.second_moment == pytest.approx(1.0, rel=0.5)
     assert diagnose(after).healthy
+
+
+def test_a_bias_that_is_added_by_hand_is_found_by_what_reads_it():
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(32, 64) / 32**0.5)
+            self.b = nn.Parameter(torch.full((64,), 30.0))
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(F.relu(x @ self.kernel + self.b))
+
+    model = ByHand()
+    kernel = model.kernel.clone()
+    diagnosis = diagnose(trace(model, features()))
+    assert (diagnosis.findings[0].fault, diagnosis.findings[0].where) == (
+        "bias_dominated",
+        "kernel",
+    )
+    exec(diagnosis.code, {"model": model})
+    assert torch.equal(model.kernel, kernel)
+    assert not model.b.any()
 
 
 def test_layers_that_are_right_are_left_alone():
