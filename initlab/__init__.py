@@ -14,6 +14,7 @@ _HOMES = {
     "initlab.activations": ("ACTIVATIONS", "Activation", "activation", "gain",
                             "register_activation"),
     "initlab.data": ("Batch", "digits", "noise"),
+    "initlab.diagnosis": ("Diagnosis", "diagnose"),
     "initlab.experiment": ("Experiment",),
     "initlab.explorers.phase": ("PhaseExplorer",),
     "initlab.explorers.signal": ("SignalExplorer",),
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         register_activation,
     )
     from initlab.data import Batch, digits, noise
+    from initlab.diagnosis import Diagnosis, diagnose
     from initlab.experiment import Experiment
     from initlab.explorers.phase import PhaseExplorer
     from initlab.explorers.signal import SignalExplorer

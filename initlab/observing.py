@@ -606,10 +606,11 @@ class Observer(TorchFunctionMode):
         if self.in_backward or why_opaque(weight) is not None:
             return
         if parameter is not None and _same_numbers(weight, parameter):
-            if id(parameter) not in self._users:
-                self._users[id(parameter)] = users = []
+            users = self._users.setdefault(id(parameter), [])
+            users.append(record)
+            if len(users) == 1:  # a large weight is reduced at once, for those that wait by then
                 self._meter.add(parameter.detach(), None, False, _to_all(users, "weight"))
-            self._users[id(parameter)].append(record)
+            record.weight = users[0].weight
             return
         self._meter.add(weight.detach(), None, False, record.receive_weight)
         if self._wanted.backward and weight.requires_grad:

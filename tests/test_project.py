@@ -25,9 +25,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The floors of the building, lowest first. A module imports only from floors below its own; one
 # that is not listed here does not belong anywhere yet. "explorers.*" are the apps.
 FLOORS = [
-    {"errors", "expectations"},
+    {"errors", "expectations", "findings"},
     {"activations", "data"},
-    {"measuring", "operations", "preserving", "checkpoints"},
+    {"measuring", "operations", "preserving", "checkpoints", "draws"},
     {"units"},
     {"observing"},
     {"sites"},
@@ -41,11 +41,11 @@ FLOORS = [
         "init_report",
     },
     {"surroundings", "propagation"},
-    {"model_schemes", "structured_schemes"},
-    {"schemes"},
+    {"model_schemes", "structured_schemes", "flow"},
+    {"schemes", "remedies"},
     {"reach"},
-    {"initialize", "prediction", "diagnosis"},
-    {"scripts"},
+    {"initialize", "prediction", "faults_of_gradients", "faults_of_scale", "faults_of_units"},
+    {"scripts", "diagnosis"},
     {"experiment"},
     {"training", "sweeping"},
     {"live", "plots", "lessons"},
