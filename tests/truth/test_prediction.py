@@ -5,7 +5,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 from initlab import Experiment, theory
 from initlab.prediction import Prediction
@@ -126,12 +125,7 @@ def logs(index: int, width: int) -> dict[str, np.ndarray]:
     experiment = Experiment(depth=depth, width=width, batch_size=64, **SAMPLE[index])
     predicted = experiment.predict()
     sites = [site for site in predicted if site.kind == "affine" and site.forward]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        runs = [experiment.replace(seed=s).run(statistics="moments") for s in range(SEEDS)]
-    finally:
-        torch.set_num_threads(threads)
+    runs = [experiment.replace(seed=s).run(statistics="moments") for s in range(SEEDS)]
     table = {}
     for place in ("forward", "backward"):
         kept = [s for s in sites if getattr(s, place).high > getattr(s, place).low]

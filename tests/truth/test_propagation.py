@@ -69,6 +69,8 @@ class Network:
     bias: None = None
     bias_std: None = None
     norm: str = "none"
+    dropout: float = 0.0
+    padding: str = "zeros"
     data: str = "noise"
     batch_size: int = BATCH
     data_seed: int = 0
