@@ -15,6 +15,7 @@ _HOMES = {
                             "register_activation"),
     "initlab.data": ("Batch", "digits", "noise"),
     "initlab.experiment": ("Experiment",),
+    "initlab.explorers.scheme": ("SchemeExplorer",),
     "initlab.explorers.signal": ("SignalExplorer",),
     "initlab.initialize": ("InitReport", "init_"),
     "initlab.lessons": ("check",),
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     )
     from initlab.data import Batch, digits, noise
     from initlab.experiment import Experiment
+    from initlab.explorers.scheme import SchemeExplorer
     from initlab.explorers.signal import SignalExplorer
     from initlab.initialize import InitReport, init_
     from initlab.lessons import check

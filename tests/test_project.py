@@ -43,18 +43,19 @@ FLOORS = [
     {"model_schemes", "structured_schemes"},
     {"schemes"},
     {"reach"},
-    {"initialize", "prediction", "diagnosis"},
-    {"scripts"},
+    {"initialize", "prediction", "diagnosis", "weight_laws"},
+    {"scripts", "layer_draw"},
     {"experiment"},
     {"training", "sweeping"},
     {"live", "plots", "lessons"},
+    {"weight_plots"},
     {"explorers.*"},
     {"explorers"},
     {"__init__"},
 ]
 FLOOR_OF = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 
-MATPLOTLIB_ROOMS = {"plots", "live"}
+MATPLOTLIB_ROOMS = {"plots", "weight_plots", "live"}
 WIDGET_ROOMS = {"live", "explorers", "explorers.*"}
 HEAVY = {"matplotlib", "ipywidgets", "anywidget", "pandas", "scipy", "sklearn"}
 
