@@ -373,9 +373,9 @@ def _facts(experiment: LayerDraw, drawn: DrawnLayer) -> str:
     row, chosen = drawn.row, experiment.chosen
     note = f" ({html.escape(row.note)})" if row.note else ""
     gain = f", gain {experiment.used_gain:.4g}" if chosen.uses_gain else ""
+    fans = f"fan_in {row.fan_in:g}, fan_out {row.fan_out:g}"
     return (
-        f"<div class='initlab-sentence'>fan_in {row.fan_in:g}, fan_out {row.fan_out:g}{note}{gain};"
-        f" std intended {row.intended_std:.4g}, drawn {row.actual_std:.4g}<br>"
+        f"<div class='initlab-sentence'>{fans}{note}{gain}<br>"
         f"{html.escape(chosen.suits)} <i>{html.escape(chosen.source)}</i></div>"
     )
 

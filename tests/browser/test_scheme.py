@@ -51,10 +51,10 @@ def test_every_control_moves_the_picture_by_keyboard(explorer):
         handle, text = shown.number(label)
         assert text.is_visible()
         shown.changes(lambda handle=handle: shown.press(handle, "ArrowRight"))
-        typed = "2" if label in ("kernel", "groups") else "24"
+        typed = {"kernel": "2", "groups": "3"}.get(label, "24")
         shown.changes(lambda text=text, typed=typed: shown.type(text, typed))
     assert not shown.number("inputs")[1].is_visible()
-    assert shown.kernel("explorer.experiment.describe()") == "Conv1d(24, 24, 2, groups=2)"
+    assert shown.kernel("explorer.experiment.describe()") == "Conv1d(24, 24, 2, groups=3)"
     for label in ("Resample", "Reset"):
         shown.changes(lambda label=label: shown.press(shown.button(label), "Enter"))
     assert shown.kernel("explorer.experiment == type(explorer.experiment)()")
@@ -110,7 +110,9 @@ def test_the_screen_fits_a_laptop_and_is_accessible(explorer, theme):
     assert height <= shown.page.locator(".jp-WindowedPanel-outer").bounding_box()["height"]
     shown.open_folds()
     shown.page.wait_for_selector(".initlab-explorer li")
-    assert shown.page.evaluate(CLIPPED) == []
+    # MathJax hides what it offers to screen readers by clipping it.
+    clipped = [part for part in shown.page.evaluate(CLIPPED) if "mjx-assistive" not in part]
+    assert clipped == []
     results = Axe().run(shown.page, context=".initlab-explorer").response
     serious = [
         (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
