@@ -107,8 +107,8 @@ class SchemeExplorer(widgets.VBox):
 
     def _arrange(self) -> list[widgets.Widget]:
         row = widgets.Layout(flex_flow="row wrap", width="100%")
-        main = ("scheme", "layer", "activation", "gain")
-        sizes = (*_SIZES, "seed")
+        main = ("scheme", "layer", "activation")
+        sizes = (*_SIZES, "seed", "gain")
         self._folds = [
             _fold("PyTorch code that draws these weights", self._code),
             _fold("schemes that are not on the menu, and why", self._left_out),
