@@ -102,8 +102,9 @@ class LayerDraw:
         for size in self.kind.sizes:
             positive_int(size, getattr(self, size))
         self._check_groups()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not whole or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2⁶³ − 1")
         if self.gain is not None:
             finite_number("gain", self.gain, positive=True)
         activation(self.activation)

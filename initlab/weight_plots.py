@@ -19,7 +19,7 @@ DIVERGING = LinearSegmentedColormap.from_list("initlab", [BLUE, "white", ORANGE]
 MOST_CELLS = 96
 """Rows and columns of the matrix that are shown: more would be smaller than a pixel."""
 
-_BINS = 48
+_MOST_BINS = 48
 _ROOM = 1.4  # the y-axis' end over the highest value: above it stand the names
 _MOST_MARKERS = 48  # more would hide the law
 
@@ -124,7 +124,7 @@ class WeightPicture:
         for at in self.weights.get_xticks():
             self._texts[f"weight {at:g}"].set_text(_number(at * reach))
         others = _beside(drawn.matrix, law)
-        edges = _bins(law, reach)
+        edges = _bins(drawn)
         density = np.histogram(others, edges)[0] / max(len(others), 1) / np.diff(edges)
         along = np.linspace(-reach, reach, 401)
         expected = np.zeros(0) if law.density is None else law.density(along)
@@ -211,7 +211,7 @@ def _tick(ax: Axes, side: str, at: float) -> Text:
 
 def _weight_rows(drawn: DrawnLayer) -> list[list[Any]]:
     law, reach = drawn.law or WeightLaw(), _reach(drawn)
-    edges = _bins(law, reach)
+    edges = _bins(drawn)
     middles, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     shares = np.histogram(drawn.matrix, edges)[0] / drawn.matrix.size
     texts = [
@@ -243,13 +243,15 @@ def _beside(matrix: np.ndarray, law: WeightLaw) -> np.ndarray:
     return matrix.ravel() if not len(atoms) else matrix[~np.isin(matrix, atoms)]
 
 
-def _bins(law: WeightLaw, reach: float) -> np.ndarray:
-    """Edges from −reach to reach; where the law has ends, they are edges too."""
-    if law.density is None:
-        return np.linspace(-reach, reach, _BINS + 1)
+def _bins(drawn: DrawnLayer) -> np.ndarray:
+    """Edges that cover what is drawn; where the law has ends, they are edges too."""
+    law, reach = drawn.law or WeightLaw(), _reach(drawn)
+    bins = min(_MOST_BINS, 8 + math.isqrt(drawn.matrix.size) // 2)  # few where weights are few
     low, high = law.support
-    width = (high - low) / _BINS
-    first, last = math.ceil((-reach - low) / width), math.floor((reach - low) / width)
+    width = (high - low) / bins
+    if law.density is None or width < 1e-3 * reach:  # of a spike one bin is enough
+        return np.linspace(-reach, reach, bins + 1)
+    first, last = math.floor((-reach - low) / width), math.ceil((reach - low) / width)
     return low + width * np.arange(first, last + 1)
 
 

@@ -186,6 +186,7 @@ def test_fans_are_the_true_ones_and_torchs_are_said_where_they_differ():
     [({"layer": "Conv4d"}, "did you mean 'Conv"), ({"in_features": 0}, "in_features=0"),
      ({"layer": "Conv2d", "groups": 3}, "groups=3 must divide in_channels=64"),
      ({"layer": "Conv2d", "kernel_size": 0}, "kernel_size=0"), ({"seed": -1}, "seed=-1"),
+     ({"seed": 2**63}, "whole number from 0"),
      ({"gain": 0.0}, "gain=0.0"), ({"activation": "rellu"}, "did you mean 'relu'"),
      ({"in_features": 10**5}, r"25,600,000 weights; at most 2,000,000 are shown"),
      ({"scheme": "dirac"}, "needs a convolution's kernel"), ({"scheme": "lsuv"}, "whole model")],
@@ -271,6 +272,29 @@ def test_a_bad_value_is_said_and_dims_the_picture_until_it_is_mended(explorer, n
     assert explorer.experiment == TINY
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [(1.0, 0.0), (1.0, 1e-9), (1e-3, 1e-30), (0.0, 1e30), (-3.0, 0.001)]
+)
+def test_any_scale_can_be_shown(explorer, mean, std):
+    explorer.experiment = TINY.replace(scheme="normal", scheme_params={"mean": mean, "std": std})
+    assert not explorer.live.dimmed, explorer.status
+    assert len(explorer.live.readout[0]["rows"]) < 2000
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"in_features": 1, "out_features": 1}, {"in_features": 2, "out_features": 2},
+     {"in_features": 1, "out_features": 7}, {"layer": "Conv2d", "groups": 64},
+     {"layer": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1},
+     {"layer": "Conv3d", "in_channels": 3, "out_channels": 6, "groups": 3, "kernel_size": 2}],
+)  # fmt: skip
+def test_small_and_depthwise_layers_can_be_shown(explorer, sizes):
+    base = LayerDraw("normal", **sizes)
+    for name in base.schemes:
+        explorer.experiment = base.replace(scheme=name)
+        assert not explorer.live.dimmed, (name, explorer.status)
+
+
 def test_an_activation_without_a_critical_point_is_said(explorer):
     explorer.controls["scheme"].value = "critical"
     explorer.controls["activation"].value = "softplus"
@@ -281,8 +305,8 @@ def test_an_activation_without_a_critical_point_is_said(explorer):
 def test_the_words_say_what_becomes_of_the_signal():
     words = {
         ("kaiming_normal", "relu"): "keep E h²",
-        ("pytorch_default", "relu"): "by 0.17 per layer, by 2·10⁻⁸ in ten",
-        ("xavier_normal", "tanh"): "by 0.39.",
+        ("pytorch_default", "relu"): "by 0.167 per layer, by 2·10⁻⁸ in ten",
+        ("xavier_normal", "tanh"): "by 0.394.",
         ("orthogonal", "identity"): "All singular values are 1",
         ("constant", "relu"): "All 65,536 weights are 0.1",
         ("sparse", "relu"): "no law of them is known",

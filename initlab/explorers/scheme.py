@@ -28,14 +28,15 @@ from initlab.live import LiveFigure
 from initlab.weight_plots import WeightPicture
 
 _SIZES = {
-    "in_features": ("inputs", 1, 512, 1),
-    "out_features": ("outputs", 1, 512, 1),
-    "in_channels": ("channels in", 1, 128, 1),
-    "out_channels": ("channels out", 1, 128, 1),
-    "kernel_size": ("kernel", 1, 7, 1),
-    "groups": ("groups", 1, 16, 1),
+    "in_features": ("inputs", 512, "72px"),
+    "out_features": ("outputs", 512, "72px"),
+    "in_channels": ("channels in", 128, "76px"),
+    "out_channels": ("channels out", 128, "84px"),
+    "kernel_size": ("kernel", 7, "48px"),
+    "groups": ("groups", 16, "48px"),
 }
-_LABEL = "84px"
+"""Field → its label, the slider's upper end, and the width of the label."""
+
 _NOTICEABLE = 2e8  # rows · columns · the smaller of them; more than some 150 ms
 
 
@@ -78,7 +79,7 @@ class SchemeExplorer(widgets.VBox):
         self._status = widgets.HTML(layout=widgets.Layout(min_height="38px", margin="0 6px"))
         self._status.add_class("initlab-status")
         self._code = widgets.Textarea(
-            rows=12, layout=widgets.Layout(width="auto"), description="code"
+            rows=10, layout=widgets.Layout(width="auto"), description="code"
         )
         self._left_out = widgets.HTML()
         super().__init__(self._arrange())
@@ -92,23 +93,25 @@ class SchemeExplorer(widgets.VBox):
     def _make_controls(self) -> dict[str, Any]:
         now = self._experiment
         sizes = {
-            name: Number(label, getattr(now, name), low, high, step=step, label_width=_LABEL)
-            for name, (label, low, high, step) in _SIZES.items()
+            name: Number(label, getattr(now, name), 1, most, label_width=width)
+            for name, (label, most, width) in _SIZES.items()
         }
+        seed = Number("seed", now.seed, 0, 100, label_width="50px")
+        seed.layout.flex = "0 1 300px"
         return {
             "scheme": choice("scheme", now.schemes, now.scheme),
             "layer": choice("layer", LAYER_KINDS, now.layer),
             "activation": choice("reads", ACTIVATIONS, now.activation),
             **sizes,
             "gain": OptionalNumber("own gain", 1.0, 0.05, 3.0),
-            "seed": Number("seed", now.seed, 0, 100, label_width="50px"),
+            "seed": seed,
             "scheme_params": SchemeParameters(),
         }
 
     def _arrange(self) -> list[widgets.Widget]:
         row = widgets.Layout(flex_flow="row wrap", width="100%")
         main = ("scheme", "layer", "activation")
-        sizes = (*_SIZES, "seed", "gain")
+        sizes = (*_SIZES, "gain")
         self._folds = [
             _fold("PyTorch code that draws these weights", self._code),
             _fold("schemes that are not on the menu, and why", self._left_out),
@@ -124,7 +127,7 @@ class SchemeExplorer(widgets.VBox):
             self.live,
             self._status,
             widgets.HBox([self._formula, self._facts], layout=row),
-            widgets.HBox(buttons),
+            widgets.HBox([*buttons, self.controls["seed"]]),
             *self._folds,
         ]
 
@@ -326,10 +329,10 @@ def finding(experiment: LayerDraw, drawn: DrawnLayer) -> str:
 
 
 def _drawn(drawn: DrawnLayer) -> str:
-    row = drawn.row
-    if drawn.ensemble.scheme.ensemble == "constant":
-        return f"All {drawn.matrix.size:,} weights are {drawn.ensemble.mean:.4g}."
-    words = f"{drawn.matrix.size:,} weights of std {row.actual_std:.3g}"
+    row, count = drawn.row, drawn.matrix.size
+    if drawn.ensemble.std == 0:
+        return f"All {count:,} weights are {drawn.ensemble.mean:.4g}."
+    words = f"{count:,} weight{'s' if count > 1 else ''} of std {row.actual_std:.3g}"
     if row.suspicious:
         away = abs(row.standard_errors or 0)
         return f"{words}, {away:.0f} standard errors from the intended {row.intended_std:.3g}."
@@ -339,18 +342,19 @@ def _drawn(drawn: DrawnLayer) -> str:
 def _effect(experiment: LayerDraw, drawn: DrawnLayer) -> str:
     """The factor of E h² per layer, where E h = 0 and weights are independent of their input."""
     ensemble = drawn.ensemble
-    if ensemble.scheme.ensemble not in ("iid", "orthogonal") or ensemble.mean:
+    scattered = ensemble.scheme.ensemble in ("iid", "orthogonal") and ensemble.std > 0
+    if not scattered or ensemble.mean:
         return ""
     phi = activation(experiment.activation)
     factor = ensemble.fans.fan_in * ensemble.std**2 * phi.moments(1.0).second_moment
     reading = f"Reading {phi.name} of N(0, 1), they"
     if abs(factor - 1) < 0.005:
         return f"{reading} keep E h²."
-    words = f"{reading} multiply E h² by {power(factor)}"
-    if phi.homogeneous is None:
+    shown = f"{factor:.3g}" if 0.01 <= factor < 1000 else power(factor)  # 1.01 is not 1
+    words = f"{reading} multiply E h² by {shown}"
+    if phi.homogeneous is None or not 1e-30 < factor < 1e30:
         return f"{words}."
-    ten = factor**10
-    return f"{words} per layer, by {power(ten)} in ten." if 0.0 < ten < 1e300 else f"{words}."
+    return f"{words} per layer, by {power(factor**10)} in ten."
 
 
 def _spectrum(drawn: DrawnLayer) -> str:
@@ -358,10 +362,12 @@ def _spectrum(drawn: DrawnLayer) -> str:
     largest, smallest = float(values[0]), float(values[-1])
     if expected is None:
         return f"The largest singular value is {largest:.3g}; no law of them is known."
-    if largest - smallest <= 1e-4 * largest:
+    _, law = expected
+    exact = abs(largest - law[0]) + abs(smallest - law[-1]) <= 1e-4 * largest
+    if law[0] == law[-1] and exact:
         number = "The singular value is" if len(values) == 1 else "All singular values are"
-        return f"{number} {largest:.3g}, as they should be."
-    return f"The largest singular value is {largest:.3g}; its law says {expected[1][0]:.3g}."
+        return f"{number} {largest:.3g}, as expected."
+    return f"The largest singular value is {largest:.3g}; its law says {law[0]:.3g}."
 
 
 def _formula(experiment: LayerDraw) -> str:

@@ -54,6 +54,7 @@ def test_every_control_moves_the_picture_by_keyboard(explorer):
         typed = {"kernel": "2", "groups": "3"}.get(label, "24")
         shown.changes(lambda text=text, typed=typed: shown.type(text, typed))
     assert not shown.number("inputs")[1].is_visible()
+    shown.view.screenshot("scheme-convolution")
     assert shown.kernel("explorer.experiment.describe()") == "Conv1d(24, 24, 2, groups=3)"
     for label in ("Resample", "Reset"):
         shown.changes(lambda label=label: shown.press(shown.button(label), "Enter"))
