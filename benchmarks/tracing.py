@@ -1,12 +1,16 @@
-"""What a trace costs: CPU time over that of the bare forward and backward pass.
+"""What a trace costs: CPU time and peak memory over those of the bare forward and backward pass.
 
 Run with ``python -m benchmarks.tracing``. Bare and traced passes alternate in one run; each figure
-is the ratio of their medians. Nothing is asserted.
+is the median of the ratios of neighbours, so that what else the machine does weighs on both. Peak
+memory is that of a process of its own, beyond what the model and the batch take. Nothing is
+asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -113,14 +117,42 @@ def compare(model: nn.Module, batch: Tensor, repeats: int) -> tuple[float, float
         lambda: trace(model, batch),
         lambda: trace(model, batch, statistics="moments"),
     ]
-    times: list[list[float]] = [[], [], []]
-    for turn in range(repeats + 1):
-        for work, taken in zip(works, times, strict=True):
-            seconds = cpu_seconds(work)
-            if turn:
-                taken.append(seconds)
-    base, full, moments = (statistics.median(taken) for taken in times)
-    return base, full / base, moments / base
+    rounds = [[cpu_seconds(work) for work in works] for _ in range(repeats + 1)][1:]
+    full = statistics.median(traced / base for base, traced, _ in rounds)
+    moments = statistics.median(traced / base for base, _, traced in rounds)
+    return statistics.median(base for base, *_ in rounds), full, moments
+
+
+def peak_megabytes(name: str, traced: bool) -> float:
+    """How far one pass drives the memory of this process up; to be run in a fresh one."""
+    torch.set_num_threads(1)
+    model, batch, _ = CASES[name]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        trace(model, batch) if traced else bare(model, batch)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory_ratio(name: str) -> float:
+    """Peak memory of a trace over that of a bare pass; medians of processes of their own."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(1, maxtasksperchild=1) as pool:
+        base, full = (
+            statistics.median(pool.apply(peak_megabytes, (name, traced)) for _ in range(3))
+            for traced in (False, True)
+        )
+    return full / base
+
+
+Case = tuple[nn.Module, Tensor, int]
+CASES: dict[str, Callable[[], Case]] = {
+    "mlp 50×256 relu, batch 256": lambda: (mlp(50, 256, nn.ReLU), torch.randn(256, 256), 1),
+    "mlp 50×256 tanh, batch 256": lambda: (mlp(50, 256, nn.Tanh), torch.randn(256, 256), 1),
+    "ResNet, 32×32, batch 32": lambda: (ResNet(), torch.randn(32, 3, 32, 32), 3),
+    "GPT 12×256, 8×128 tokens": lambda: (gpt(), torch.randint(0, 256, (8, 128)), 3),
+    "mlp 10,000×64 tanh, batch 256": lambda: (mlp(10_000, 64, nn.Tanh), torch.randn(256, 64), 5),
+}
+"""Name to model, batch, and by how much fewer repeats will do."""
 
 
 def main() -> None:
@@ -128,21 +160,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    deep = 10_000
-    cases = [
-        ("mlp 50×256 relu, batch 256", mlp(50, 256, nn.ReLU), torch.randn(256, 256), 1),
-        ("mlp 50×256 tanh, batch 256", mlp(50, 256, nn.Tanh), torch.randn(256, 256), 1),
-        ("ResNet, 32×32, batch 32", ResNet(), torch.randn(32, 3, 32, 32), 3),
-        ("GPT 12×256, 8×128 tokens", gpt(), torch.randint(0, 256, (8, 128)), 3),
-        (f"mlp {deep:,}×64 tanh, batch 256", mlp(deep, 64, nn.Tanh), torch.randn(256, 64), 5),
-    ]
-    print(f"{'CPU time over bare':32}{'threads':>8}{'bare ms':>9}{'all':>7}{'moments':>9}")
+    heads = f"{'threads':>8}{'bare ms':>9}{'all':>7}{'moments':>9}{'memory':>8}"
+    print(f"{'over bare':32}{heads}")
+    memory = {name: memory_ratio(name) for name in CASES}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for name, model, batch, slower in cases:
+        for name, make in CASES.items():
+            torch.manual_seed(0)
+            model, batch, slower = make()
             base, full, moments = compare(model, batch, max(3, options.repeats // slower))
-            print(f"{name:32}{threads:8}{base * 1e3:9.1f}{full:7.2f}{moments:9.2f}", flush=True)
+            numbers = f"{threads:8}{base * 1e3:9.1f}{full:7.2f}{moments:9.2f}{memory[name]:8.2f}"
+            print(f"{name:32}{numbers}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ _HOMES = {
     "initlab.activations": ("ACTIVATIONS", "Activation", "activation", "gain",
                             "register_activation"),
     "initlab.data": ("Batch", "digits", "noise"),
+    "initlab.diagnosis": ("Diagnosis", "diagnose"),
     "initlab.experiment": ("Experiment",),
+    "initlab.explorers.phase": ("PhaseExplorer",),
     "initlab.explorers.scheme": ("SchemeExplorer",),
     "initlab.explorers.signal": ("SignalExplorer",),
     "initlab.initialize": ("InitReport", "init_"),
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
         register_activation,
     )
     from initlab.data import Batch, digits, noise
+    from initlab.diagnosis import Diagnosis, diagnose
     from initlab.experiment import Experiment
+    from initlab.explorers.phase import PhaseExplorer
     from initlab.explorers.scheme import SchemeExplorer
     from initlab.explorers.signal import SignalExplorer
     from initlab.initialize import InitReport, init_

@@ -52,6 +52,7 @@ class Experiment:
         gain: overrules the scheme's own gain.
         bias, bias_std: as in ``init_``; a number, a name, or None for what the scheme prescribes.
         norm: what stands between an affine layer and its activation: "none", "batch", "layer".
+        dropout: probability with which each activation that another layer reads is set to 0.
         padding: of the cnn's convolutions, "zeros" or "circular".
         data: "noise" (``width`` features, or ``width`` channels of 8×8) or "digits" (64 features,
             or one 8×8 channel).
@@ -78,6 +79,7 @@ class Experiment:
     bias: str | float | None = None
     bias_std: float | None = None
     norm: str = "none"
+    dropout: float = 0.0
     padding: str = "zeros"
     data: str = "digits"
     batch_size: int = 256
@@ -148,6 +150,11 @@ class Experiment:
             raise ValueError(
                 f"bias={self.bias!r} with bias_std={self.bias_std!r}: "
                 "bias='normal' and bias_std go together"
+            )
+        self._set("dropout", finite_number("dropout", self.dropout))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"dropout={self.dropout} must be a probability of at least 0 and below 1"
             )
         if self.bias_std is not None:
             self._set("bias_std", finite_number("bias_std", self.bias_std))
@@ -280,6 +287,7 @@ class Experiment:
                 self.layer_widths,
                 self.activation,
                 norm=self.norm,
+                dropout=self.dropout,
                 head=CLASSES if self.has_head else None,
                 **options,
             )

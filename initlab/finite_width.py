@@ -155,7 +155,8 @@ class Layer:
     """A layer of pre-activations at its mean-field length, as far as its scatter depends on it.
 
     ``q`` and ``decorrelation`` (1 − c of two samples) are those of its pre-activations; ``rigid``
-    is the share of q whose norm orthogonal weights keep exactly, 0 for i.i.d. weights.
+    is the share of q whose norm orthogonal weights keep exactly, 0 for i.i.d. weights; ``keep`` is
+    the share of its activations that dropout leaves.
     """
 
     phi: Activation
@@ -163,6 +164,7 @@ class Layer:
     q: float
     decorrelation: float
     rigid: float = 0.0
+    keep: float = 1.0
 
     @property
     def pairs(self) -> PairSeries:
@@ -241,7 +243,7 @@ def activated(scatter: Scatter, layer: Layer) -> Scatter:
     kept = 2 * slope**2 * layer.rigid
     return scatter.step(
         slope,
-        max(fourth - 1 - kept, 0.0) / layer.width,
+        max(fourth / layer.keep - 1 - kept, 0.0) / layer.width,
         max(shared - 1 - kept * scatter.cosine_square(layer.decorrelation), 0.0) / layer.width,
     )
 
@@ -252,15 +254,15 @@ def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -
     ``weight_var`` is fan_in·Var(W) of the affine layer between, ``next_q`` the length after it.
     """
     after = activated(scatter, layer)
-    share = weight_var * layer.phi.moments(layer.q).second_moment / next_q
+    share = weight_var * layer.phi.moments(layer.q).second_moment / layer.keep / next_q
     pairs, c_before, scale = layer.pairs, 1 - layer.decorrelation, weight_var / next_q
     second, product = (pairs.mean(_VALUE, _VALUE, c) for c in (1.0, c_before))
-    squares = pairs.mean(_SQUARE, _SQUARE, c_before)
+    second /= layer.keep
+    squares, cubes = (pairs.mean(*of, c_before) for of in ((_SQUARE, _SQUARE), (_CUBE, _VALUE)))
+    fourth = pairs.mean(_SQUARE, _SQUARE, 1.0) / layer.keep
     c = 1 - scale * (second - product)
-    strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2]
-        squares
-        - 2 * c * pairs.mean(_CUBE, _VALUE, c_before)
-        + c**2 * (pairs.mean(_SQUARE, _SQUARE, 1.0) + squares) / 2
+    strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
+        (squares - 2 * c * cubes + c**2 * (fourth + squares) / 2) / layer.keep**2
         - (product - c * second) ** 2
     )
     angle = (scale * layer.q * pairs.mean(_SLOPE, _SLOPE, c_before)) ** 2 * scatter.angle

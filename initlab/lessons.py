@@ -47,6 +47,103 @@ def _overflow(answer: Any) -> Verdict:
     return "each layer multiplies |h| by about √(128 / 2) = 8; how often until 3.4 · 10³⁸?"
 
 
+def _across(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a variance"
+    if math.isclose(number, 0.2, rel_tol=0.02):
+        return None
+    if math.isclose(number, 1.8, rel_tol=0.02):
+        return "that is E[uv], what the two inputs share; the variance is what they do not"
+    return "write half the squared distance of u and v by E[u²], E[v²] and E[uv]"
+
+
+def _layers_to_alike(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is a whole number of layers"
+    if number == 13:
+        return None
+    if number in (12, 14):
+        return "close: count ReLU layers, and the cosine of what comes out of them"
+    return "apply the map again and again from c = 0, and count until 0.9"
+
+
+def _var_of_relu(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a variance"
+    if math.isclose(number, 1 - 1 / math.pi, rel_tol=0.02):
+        return None
+    if math.isclose(number, 1, rel_tol=0.02):
+        return "that is E[φ²]; what is the mean of φ?"
+    return "Var φ = E[φ²] − (E φ)², and E φ = √(q / 2π) for ReLU"
+
+
+def _settled_length(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a second moment"
+    if math.isclose(number, 0.5, rel_tol=0.01):
+        return None
+    if math.isclose(number, 0.25, rel_tol=0.01):
+        return "that is what the biases add in every layer; what of it does the next one keep?"
+    return "at q* a layer changes nothing: solve q = σ_w²·q/2 + σ_b² for q"
+
+
+def _edge_of_sin(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a σ_w"
+    if math.isclose(number, 1.0, rel_tol=0.01):
+        return None
+    if math.isclose(number, math.sqrt(2), rel_tol=0.01):
+        return "that is ReLU's, which drops half of every signal; what is the slope of sin at 0?"
+    return "set χ₁ = σ_w²·E φ'(√q z)² to 1, with the φ' of a very small argument"
+
+
+def _horizon(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number of layers"
+    if math.isclose(number, 331, rel_tol=0.03):
+        return None
+    if math.isclose(number, 55.14, rel_tol=0.03):
+        return "that is ξ_c, where 1/e is left; the rule allows several of them"
+    return "take xi_c of theory.depth_scales with these σ_w and σ_b, six times"
+
+
+def _largest(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a singular value"
+    if math.isclose(number, 2.0, rel_tol=0.01):
+        return None
+    if math.isclose(number, 4.0, rel_tol=0.01):
+        return "that is its square; by how much does the layer stretch a vector?"
+    return "where does the Marchenko-Pastur density of the squared values end?"
+
+
+def _leaky(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a ratio"
+    if math.isclose(number, 1.36, rel_tol=0.005):
+        return None
+    if math.isclose(number, 0.85, rel_tol=0.005):
+        return "that is μ₂/μ₁; the denominator is squared"
+    return "φ'² is 1 or ¼, each half of the time; average it, and its square"
+
+
+def _layers(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one whole number of layers"
+    if 51 <= number <= 53:
+        return None
+    return "the variance is proportional to the number of layers; what does one add?"
+
+
 def _one_number(right: float, otherwise: str, near: Mapping[float, str]) -> Exercise:
     """An exercise whose answer is one number, to 2 %: hints for near misses, and for the rest."""
 
@@ -131,6 +228,15 @@ EXERCISES: Mapping[str, Exercise] = MappingProxyType(
                 6.0**-10: "that is the factor itself; how many times *smaller* does it make E δ²?",
             },
         ),
+        "07-across": _across,
+        "07-layers": _layers_to_alike,
+        "07-var-of-relu": _var_of_relu,
+        "08-settled-length": _settled_length,
+        "08-edge-of-sin": _edge_of_sin,
+        "08-horizon": _horizon,
+        "09-largest": _largest,
+        "09-leaky": _leaky,
+        "09-layers": _layers,
     }
 )
 """Every exercise by name; a new one is one entry."""

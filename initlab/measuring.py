@@ -1,8 +1,8 @@
 """The statistics of one tensor, small enough in time and memory to be taken of every tensor.
 
 Sums are accumulated in float64, where neither the square of a float32 number nor the difference
-E[x²] − mean² at mean/std = 10⁴ loses anything that matters; in float32 only where a look at the
-result shows that nothing was lost. Small tensors of equal shape share a block and are reduced
+E[x²] − mean² at mean/std = 10⁴ loses anything that matters; in float32 where a look at the result
+shows that nothing was lost. Small tensors of equal shape share a block and are reduced
 together, because there the calls cost more than the arithmetic; large ones are reduced in pieces of
 at most ``PIECE`` elements, so that no large copy is ever made.
 
@@ -18,15 +18,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from initlab.activations import Activation
+from torch import Tensor, nn
 
 PIECE = 2**16
 """Elements reduced at once: the temporary memory is a few times this, at 8 bytes each."""
 
-_BLOCK = 2**16
-_LARGE = 2**13
+LARGE = 2**15
+"""From how many elements on a tensor is measured by itself: then the calls cost little."""
+
+_BLOCK = 2**17
 _MOST_SAMPLES = 1024
 _BINS = 64
 _NAN = math.nan
@@ -34,10 +34,11 @@ _NAN = math.nan
 
 @dataclass(frozen=True)
 class Stats:
-    """Statistics of one tensor over its finite elements; plain Python numbers.
+    """Statistics of one tensor; plain Python numbers.
 
     Variances are population variances (divided by N). A field that was not asked for, or that has
-    no meaning for this tensor (the across-… ones of a weight), is None.
+    no meaning for this tensor (the across-… ones of a weight), is None. ``nonfinite`` elements make
+    a statistic what arithmetic makes of them: inf, or nan.
     """
 
     mean: float
@@ -85,10 +86,13 @@ _PLAIN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
 def why_opaque(tensor: Tensor) -> str | None:
     """Why a tensor cannot be measured, in words; None where it can be."""
+    usual = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in _PLAIN
     transformed = torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
-    usual = type(tensor) is Tensor and tensor.dtype in _PLAIN and tensor.layout is torch.strided
-    if usual and not transformed and not tensor.is_meta:
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    if usual and not transformed and strided and not tensor.is_meta:
         return None
+    if tensor.is_nested:
+        return "nested tensor: not measured"
     if tensor.layout is not torch.strided:
         return f"{str(tensor.layout).removeprefix('torch.')} tensor: not measured"
     if tensor.is_complex():
@@ -116,18 +120,15 @@ class Meter:
 
     def __init__(self, *, moments_only: bool = False) -> None:
         self._moments_only = moments_only
-        self._blocks: dict[tuple, _Block] = {}
+        self._blocks: dict[tuple, Block] = {}
         self._hard: set[tuple] = set()
+        self._jobs: list[_Job] = []
+        self._sums: list[Sequence[float]] = []
         self._pending: list[tuple[Tensor, list[_Job]]] = []
         self._space = _Space()
         self._of_weights = _Wish(False, not moments_only, False)
         self._of_gradients = _Wish(not moments_only, not moments_only, False)
-        self._of_signals = _Wish(not moments_only, not moments_only, True)
-
-    def _wish(self, job: _Job, zeros: bool) -> _Wish:
-        if not job.has_samples:
-            return self._of_signals._replace(across=False) if zeros else self._of_weights
-        return self._of_signals if zeros else self._of_gradients
+        self._of_signals = _Wish(not moments_only, not moments_only, not moments_only)
 
     def add(self, tensor: Tensor, batch_axis: int | None, zeros: bool, receive: Receive) -> None:
         """Measure a tensor; ``batch_axis`` None means that it has no samples (a weight)."""
@@ -135,17 +136,20 @@ class Meter:
         if numel == 0:
             receive(Stats(_NAN, _NAN, _NAN, None, None, None, 0, 0), None)
             return
-        rows = tensor.shape[batch_axis] if batch_axis is not None and tensor.ndim else 1
-        job = _Job(receive, rows, numel // rows, batch_axis is not None)
-        if numel >= _LARGE:
-            self._measure_one(_samples_first(tensor, batch_axis), zeros, job)
+        tensor = within_reach(tensor)
+        wish = self._of_signals if zeros else self._of_gradients
+        if batch_axis is None:
+            wish = wish._replace(across=False) if zeros else self._of_weights
+        if numel >= LARGE:
+            self._measure_one(_samples_first(tensor, batch_axis), wish, receive)
             return
-        key = (tensor.shape, tensor.dtype, tensor.device, batch_axis, zeros)
+        samples = tensor.shape[batch_axis] if batch_axis is not None and tensor.ndim else 1
+        key = (tensor.shape, tensor.dtype, tensor.device, batch_axis, wish)
         block = self._blocks.get(key)
         if block is None:
-            block = self._blocks[key] = _Block(tensor)
-        if block.put(tensor, job):
-            self._flush(block, batch_axis, zeros)
+            block = self._blocks[key] = Block(tensor)
+        if block.put(tensor, _Job(receive, samples, numel // samples, wish)):
+            self._flush(block, batch_axis, wish)
 
     def finish(self) -> None:
         """Reduce what is still waiting and deliver every result."""
@@ -153,11 +157,14 @@ class Meter:
             self._flush(block, key[3], key[4])
         self._blocks.clear()
         if self._pending:
-            numbers = torch.cat([raw.cpu() for raw, _ in self._pending]).tolist()
-            self._deliver(numbers, [job for _, jobs in self._pending for job in jobs])
-        self._pending.clear()
+            self._sums += torch.cat([raw.cpu() for raw, _ in self._pending]).tolist()
+            self._jobs += [job for _, jobs in self._pending for job in jobs]
+            self._pending.clear()
+        if self._jobs:
+            _deliver(self._jobs, np.array(self._sums), self._moments_only)
+        self._jobs, self._sums = [], []
 
-    def _flush(self, block: _Block, batch_axis: int | None, zeros: bool) -> None:
+    def _flush(self, block: Block, batch_axis: int | None, wish: _Wish) -> None:
         if not block.jobs:
             return
         jobs, block.jobs = block.jobs, []
@@ -168,45 +175,42 @@ class Meter:
             axis = batch_axis % (filled.ndim - 1) + 1
             filled = filled.movedim(axis, 1).reshape(len(jobs), filled.shape[axis], -1)
         if filled.is_cuda:
-            self._pending.append((_reduce_finite(filled, zeros), jobs))
+            self._pending.append((_sum_on_device(filled), jobs))
             return
-        wish = self._wish(jobs[0], zeros)
         again = list(range(len(jobs)))
         sums: list[Sequence[float]] = [()] * len(jobs)
         if filled.dtype == torch.float32 and not block.is_hard:
-            sums = _sum_block(filled, torch.float32, wish, self._space).tolist()
+            sums[:] = _sum_block(filled, torch.float32, wish, self._space)
             shape = filled.shape[1:]
             again = [at for at in again if not _is_well_conditioned(sums[at], shape, wish)]
             block.is_hard = 2 * len(again) > len(jobs)
         if again:
-            precise = _sum_block(filled[again], torch.float64, wish, self._space)
-            if not np.isfinite(precise[:, 1]).all():
-                precise = _reduce_finite(filled[again], zeros)
-            for at, row in zip(again, precise.tolist(), strict=True):
-                sums[at] = row
-        self._deliver(sums, jobs)
+            rest = filled if len(again) == len(jobs) else filled[again]
+            precise = _sum_block(rest, torch.float64, wish, self._space)
+            for at, row in zip(again, precise, strict=True):
+                sums[at] = row if math.isfinite(row[1]) else _with_nonfinite(row, filled[at])
+        self._sums += sums
+        self._jobs += jobs
 
-    def _measure_one(self, matrix: Tensor, zeros: bool, job: _Job) -> None:
+    def _measure_one(self, matrix: Tensor, wish: _Wish, receive: Receive) -> None:
+        shape = matrix.shape
+        job = _Job(receive, shape[0], shape[1], wish)
         if matrix.is_cuda:
-            self._pending.append((_reduce_finite(matrix.unsqueeze(0), zeros), [job]))
+            self._pending.append((_sum_on_device(matrix.unsqueeze(0)), [job]))
             return
-        wish = self._wish(job, zeros)
-        if matrix.dtype == torch.float32:
-            key = (matrix.shape, wish)
-            if key not in self._hard:
-                sums = _sum_matrix(matrix, torch.float32, wish, self._space)
-                if _is_well_conditioned(sums, matrix.shape, wish):
-                    job.deliver(sums, self._moments_only)
-                    return
-                self._hard.add(key)
+        self._jobs.append(job)
+        if matrix.dtype == torch.float32 and (shape, wish) not in self._hard:
+            sums = _sum_matrix(matrix, torch.float32, wish, self._space)
+            if _is_well_conditioned(sums, shape, wish):
+                self._sums.append(sums)
+                return
+            self._hard.add((shape, wish))
         sums = _sum_matrix(matrix, torch.float64, wish, self._space)
         if not math.isfinite(sums[1]):
-            sums = _reduce_finite(matrix.unsqueeze(0), zeros)[0].tolist()
-        job.deliver(sums, self._moments_only)
-
-    def _deliver(self, sums: list[Sequence[float]], jobs: list[_Job]) -> None:
-        for row, job in zip(sums, jobs, strict=True):
-            job.deliver(row, self._moments_only)
+            sums = _with_nonfinite(sums, matrix)
+        elif _is_well_conditioned(sums, shape, wish):
+            self._hard.discard((shape, wish))
+        self._sums.append(sums)
 
 
 class _Wish(NamedTuple):
@@ -217,7 +221,16 @@ class _Wish(NamedTuple):
     zeros: bool
 
 
-class _Block:
+class _Job(NamedTuple):
+    """Who asked for a tensor's statistics, and what is needed to turn sums into them."""
+
+    receive: Receive
+    samples: int
+    elements: int
+    wish: _Wish
+
+
+class Block:
     """Room for several tensors of one shape, filled one by one."""
 
     __slots__ = ("capacity", "is_hard", "jobs", "slots", "values")
@@ -237,61 +250,53 @@ class _Block:
         return len(self.jobs) == self.capacity
 
 
-class _Job:
-    """Who asked for a tensor's statistics, and what is needed to turn sums into them."""
+def within_reach(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy of it where its device may know no float64 (Apple's)."""
+    return tensor if tensor.is_cpu or tensor.is_cuda else tensor.cpu()
 
-    __slots__ = ("has_samples", "receive", "rows", "units")
 
-    def __init__(self, receive: Receive, rows: int, units: int, has_samples: bool) -> None:
-        self.receive = receive
-        self.rows = rows
-        self.units = units
-        self.has_samples = has_samples
-
-    def deliver(self, row: Sequence[float], moments_only: bool) -> None:
-        total, squares, columns, rows, abs_max, zeros, nonfinite = row
-        numel = self.rows * self.units
-        finite = numel - int(nonfinite) if nonfinite else numel
-        if finite == 0:
-            across = _NAN if self.has_samples and not moments_only else None
-            largest = None if moments_only else _NAN
-            lost = Stats(_NAN, _NAN, _NAN, across, across, largest, numel, numel)
-            self.receive(lost, None if moments_only else zeros / numel)
-            return
-        mean, second = total / finite, squares / finite
-        across = self.has_samples and not moments_only
+def _deliver(jobs: list[_Job], sums: np.ndarray, moments_only: bool) -> None:
+    """Turn seven sums of each tensor into its statistics, of all tensors at once."""
+    total, squares, columns, rows, abs_max, zeros, nonfinite = sums.T
+    samples = np.array([job.samples for job in jobs])
+    elements = np.array([job.elements for job in jobs])
+    numel = samples * elements
+    with np.errstate(over="ignore", invalid="ignore"):  # inf − inf is nan, as it should be
+        mean, second = total / numel, squares / numel
+        var = np.maximum(second - mean * mean, 0.0)
+        of_one = 0.0 * second  # what does not vary has no variance
+        across_samples = np.where(samples > 1, np.maximum(second - columns, 0.0), of_one)
+        across_units = np.where(elements > 1, np.maximum(second - rows, 0.0), of_one)
+    fractions = zeros / numel
+    fields = [mean, var, second, across_samples, across_units, abs_max, fractions]
+    fields += [nonfinite.astype(int), numel]
+    table = zip(*(values.tolist() for values in fields), strict=True)
+    for job, row in zip(jobs, table, strict=True):
+        across = job.wish.across
         stats = quick(
             Stats,
-            mean=mean,
-            var=_at_least_0(second - mean * mean),
-            second_moment=second,
-            across_samples_var=_across(second - columns, self.rows) if across else None,
-            across_units_var=_across(second - rows, self.units) if across else None,
-            abs_max=None if moments_only else abs_max,
-            nonfinite=numel - finite,
-            numel=numel,
+            mean=row[0],
+            var=row[1],
+            second_moment=row[2],
+            across_samples_var=row[3] if across else None,
+            across_units_var=row[4] if across else None,
+            abs_max=None if moments_only else row[5],
+            nonfinite=row[7],
+            numel=row[8],
         )
-        self.receive(stats, None if moments_only else zeros / numel)
-
-
-def _at_least_0(difference: float) -> float:
-    return 0.0 if difference < 0 else difference
-
-
-def _across(difference: float, count: int) -> float:
-    return _at_least_0(difference) if count > 1 else 0.0
+        job.receive(stats, row[6] if job.wish.zeros else None)
 
 
 def _samples_first(tensor: Tensor, batch_axis: int | None) -> Tensor:
     """The tensor as samples × elements, without a copy where its memory layout allows.
 
     The order of the elements within a sample does not matter, so it follows the strides: a
-    channels-last image needs no copy either.
+    channels-last image needs no copy either. What has no samples is one sample.
     """
-    if tensor.ndim < 2:
-        return tensor.reshape(1 if batch_axis is None else -1, 1 if batch_axis == 0 else -1)
     if batch_axis is None:
-        return tensor.reshape(tensor.shape[0], -1)
+        return tensor.reshape(1, -1)
+    if tensor.ndim < 2:
+        return tensor.reshape(-1, 1)
     if tensor.is_contiguous() and batch_axis in (0, -tensor.ndim):
         return tensor.view(tensor.shape[0], -1)
     axis = batch_axis % tensor.ndim
@@ -305,6 +310,7 @@ class _Space:
 
     def __init__(self) -> None:
         self._flat: dict[torch.dtype, Tensor] = {}
+        self._flags = np.empty(_BLOCK, dtype=bool)
 
     def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """An uninitialized tensor, valid until the next call with this dtype."""
@@ -313,6 +319,13 @@ class _Space:
         if flat is None or flat.numel() < numel:
             flat = self._flat[dtype] = torch.empty(max(numel, _BLOCK), dtype=dtype)
         return flat[:numel].view(shape)
+
+    def count_zeros(self, values: Tensor) -> int:
+        """How many elements of a flat tensor are exactly 0."""
+        if values.numel() > len(self._flags):
+            self._flags = np.empty(values.numel(), dtype=bool)
+        is_zero = np.equal(values.numpy(), 0, out=self._flags[: values.numel()])
+        return int(np.count_nonzero(is_zero))
 
 
 _ones_of: dict[torch.dtype, Tensor] = {}
@@ -326,7 +339,7 @@ def _ones(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _is_well_conditioned(sums: Sequence[float], shape: torch.Size, wish: _Wish) -> bool:
-    """Whether float32 was good enough: right to about 1e-5 of the second moment.
+    """Whether float32 was good enough: right to about 1e-6 of the second moment.
 
     It is not where a variance is small beside the second moment, or where squares leave its range.
     """
@@ -338,7 +351,7 @@ def _is_well_conditioned(sums: Sequence[float], shape: torch.Size, wish: _Wish) 
     second = squares / numel
     if not 1e-24 < second < 1e24:
         return False
-    least = 0.01 * second
+    least = 0.003 * second
     if second - (total / numel) ** 2 < least:
         return False
     if not wish.across or samples == 1:
@@ -349,89 +362,106 @@ def _is_well_conditioned(sums: Sequence[float], shape: torch.Size, wish: _Wish) 
 def _sum_matrix(
     matrix: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space
 ) -> tuple[float, ...]:
-    """The sums of ``_reduce_finite`` for one matrix, in pieces that the cache can hold."""
+    """Seven sums over one matrix of samples × elements, in pieces that the cache can hold.
+
+    Sum, sum of squares, mean over elements of (mean over samples)², mean over samples of (mean over
+    elements)², largest magnitude, number of zeros, number of non-finite elements. The last is left
+    to ``_with_nonfinite``, which is called where the sum of squares is not finite.
+    """
     samples, elements = matrix.shape
-    height = max(1, PIECE // elements)
-    total = squares = abs_max = 0.0
-    zeros = 0
-    columns, rows = torch.zeros(0), torch.zeros(0)
-    if wish.across:
-        columns, rows = torch.zeros(elements, dtype=dtype), torch.empty(samples, dtype=dtype)
-    for top in range(0, samples, height):
-        piece = matrix if height >= samples else matrix[top : top + height]
+    total = squares = of_columns = of_rows = abs_max = zeros = 0.0
+    columns: Tensor | None = None
+    for piece in _pieces(matrix, wish):
         if piece.dtype != dtype or not piece.is_contiguous():
             piece = space.take(piece.shape, dtype).copy_(piece)
         flat = piece.view(-1)
         squares += torch.dot(flat, flat).item()
-        if wish.across:
-            columns.addmv_(piece.t(), _ones(len(piece), dtype))
-            torch.mv(piece, _ones(elements, dtype), out=rows[top : top + height])
+        if not wish.across:
+            total += flat.sum().item()
         else:
-            total += torch.dot(flat, _ones(len(flat), dtype)).item()
+            rows = piece.sum(1)
+            of_rows += torch.dot(rows, rows).item()
+            if columns is None:
+                columns = piece.sum(0)
+            else:
+                columns.addmv_(piece.t(), _ones(len(piece), dtype))
         if wish.extremes:
-            array = flat.numpy()  # numpy is two to three times as fast at these
-            low, high = float(array.min()), float(array.max())
+            low, high = torch.aminmax(flat)
+            low, high = low.item(), high.item()
             abs_max = max(abs_max, high, -low)
             if wish.zeros and low <= 0 <= high:
-                zeros += int(np.count_nonzero(array == 0))
-    if not wish.across:
-        return total, squares, 0.0, 0.0, abs_max, zeros, 0.0
-    of_columns = torch.dot(columns, columns).item() / (elements * samples**2)
-    of_rows = torch.dot(rows, rows).item() / (samples * elements**2)
-    return columns.sum().item(), squares, of_columns, of_rows, abs_max, zeros, 0.0
+                zeros += space.count_zeros(flat)
+    if columns is not None:
+        total = columns.sum().item()
+        of_columns = torch.dot(columns, columns).item() / (elements * samples**2)
+        of_rows /= samples * elements**2
+    return total, squares, of_columns, of_rows, abs_max, zeros, 0.0
 
 
-def _sum_block(block: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space) -> np.ndarray:
-    """The sums of ``_reduce_finite`` for many small matrices at once (k × samples × elements)."""
+def _pieces(matrix: Tensor, wish: _Wish) -> Sequence[Tensor]:
+    samples, elements = matrix.shape
+    if samples * elements <= PIECE:
+        return (matrix,)
+    if not wish.across and matrix.is_contiguous():
+        return matrix.view(-1).split(PIECE)
+    return matrix.split(max(1, PIECE // elements))
+
+
+def _sum_block(block: Tensor, dtype: torch.dtype, wish: _Wish, space: _Space) -> list[list[float]]:
+    """The sums of ``_sum_matrix`` for many small matrices at once (k × samples × elements)."""
     count, samples, elements = block.shape
     if block.dtype != dtype or not block.is_contiguous():
         block = space.take(block.shape, dtype).copy_(block)
-    ones = _ones(samples, dtype)
-    columns = torch.bmm(ones.expand(count, 1, samples), block).squeeze(1).numpy()
-    array = block.view(count, -1).numpy()
+    flat = block.view(count, -1)
     sums = np.zeros((count, 7))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed again
-        sums[:, 0] = columns.sum(1, dtype=np.float64)
-        sums[:, 1] = [np.dot(row, row) for row in array]
-        if not wish.extremes:
-            return sums
+        sums[:, 1] = _sums_of_squares(flat)
         if wish.across:
-            rows = block.view(-1, elements).mv(_ones(elements, dtype)).view(count, -1).numpy()
+            columns, rows = block.sum(1).numpy(), block.sum(2).numpy()
+            sums[:, 0] = columns.sum(1)
             sums[:, 2] = np.einsum("ij,ij->i", columns, columns) / (elements * samples**2)
             sums[:, 3] = np.einsum("ij,ij->i", rows, rows) / (samples * elements**2)
-        low, high = array.min(1), array.max(1)
-        sums[:, 4] = np.maximum(high, -low)
-        if wish.zeros and low.min() <= 0 <= high.max():
-            sums[:, 5] = _count_true(array == 0)
-    return sums
+        else:
+            sums[:, 0] = flat.sum(1).numpy()
+        if wish.extremes:
+            low, high = flat.amin(1).numpy(), flat.amax(1).numpy()
+            sums[:, 4] = np.maximum(high, -low)
+            if wish.zeros and low.min() <= 0 <= high.max():
+                sums[:, 5] = [space.count_zeros(row) for row in flat]
+    return sums.tolist()
 
 
-def _reduce_finite(block: Tensor, zeros: bool) -> Tensor:
-    """Seven sums over the finite elements of each matrix of k × samples × elements, as k × 7.
+def _sums_of_squares(flat: Tensor) -> np.ndarray:
+    """Of each row: of short stretches in its own precision, whose results add up in float64.
 
-    Sum, sum of squares, mean over elements of (mean over samples)², mean over samples of (mean over
-    elements)², largest magnitude, number of zeros, number of non-finite elements. The other
-    reductions give the same numbers, faster, where all elements are finite.
+    One long float32 sum of squares that take few values (pixels) is off by 1e-5.
     """
-    count = len(block)
-    finite = torch.isfinite(block)
-    precise = block.to(torch.float64).masked_fill(~finite, 0.0)
-    squared = precise.square()
+    stretch = math.gcd(flat.shape[1], 256)
+    if stretch < 32:
+        return flat.square().sum(1).numpy()
+    norms = torch.linalg.vector_norm(flat.view(len(flat), -1, stretch), dim=2)
+    return np.square(norms.numpy(), dtype=np.float64).sum(1)
 
-    def mean_square_of_means(dim: int) -> Tensor:
-        weight = finite.sum(dim).to(torch.float64)
-        # E[x²] − this must be the mean of the variances, each over its own finite elements.
-        inside = squared.sum(dim) / weight - (precise.sum(dim) / weight).square()
-        return squared.sum((1, 2)) / finite.sum((1, 2)) - inside.nanmean(1)
 
+def _with_nonfinite(sums: Sequence[float], matrix: Tensor) -> Sequence[float]:
+    """The same sums with what only a tensor that has infinities or nans makes necessary."""
+    abs_max = matrix.abs().max().item()  # nan where there is one
+    zeros, nonfinite = int((matrix == 0).sum()), int((~torch.isfinite(matrix)).sum())
+    return (*sums[:4], abs_max, zeros, nonfinite)
+
+
+def _sum_on_device(block: Tensor) -> Tensor:
+    """The sums of ``_sum_matrix`` for k × samples × elements, as k × 7, without waiting for any."""
+    precise = block.to(torch.float64)
+    columns, rows = precise.mean(1), precise.mean(2)
     parts = [
-        precise.sum((1, 2)),
-        squared.sum((1, 2)),
-        mean_square_of_means(1),
-        mean_square_of_means(2),
-        precise.abs().view(count, -1).amax(1),
-        (block == 0).sum((1, 2)) if zeros else torch.zeros(count, device=block.device),
-        (~finite).sum((1, 2)),
+        rows.sum(1) * block.shape[2],
+        precise.square().sum((1, 2)),
+        columns.square().mean(1),
+        rows.square().mean(1),
+        precise.abs().amax((1, 2)),
+        (block == 0).sum((1, 2)),
+        (~torch.isfinite(block)).sum((1, 2)),
     ]
     return torch.stack([part.to(torch.float64) for part in parts], 1)
 
@@ -474,155 +504,3 @@ def geometry(tensor: Tensor, batch_axis: int) -> tuple[float, float]:
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum()
     return cosine, float(torch.special.entr(share).sum().exp())
-
-
-# ---------------------------------------------------------------- pre-activations
-
-ReceiveUnits = Callable[[float, float | None], None]
-"""What becomes of a result: the fraction of dead units, and the saturated fraction."""
-
-
-class UnitMeter:
-    """Finds, for pre-activations z, the dead units and the fraction of elements in the tails."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[tuple, tuple[_Block, Activation]] = {}
-
-    def add(self, z: Tensor, unit_axis: int, phi: Activation, receive: ReceiveUnits) -> None:
-        """Measure z, or copy it, before this returns; its units lie along ``unit_axis``."""
-        if z.numel() == 0 or z.ndim == 0:
-            return
-        if z.numel() >= _LARGE or z.is_cuda:
-            units = z.movedim(unit_axis, -1).unsqueeze(0)
-            receive(_dead_units(units, phi)[0] / units.shape[-1], _outside(units, phi)[0])
-            return
-        key = (id(phi), z.shape, z.dtype, unit_axis)
-        entry = self._blocks.get(key)
-        if entry is None:
-            entry = self._blocks[key] = (_Block(z), phi)
-        if entry[0].put(z, receive):
-            self._flush(entry[0], unit_axis, phi)
-
-    def finish(self) -> None:
-        for key, (block, phi) in self._blocks.items():
-            self._flush(block, key[3], phi)
-        self._blocks.clear()
-
-    def _flush(self, block: _Block, unit_axis: int, phi: Activation) -> None:
-        if not block.jobs:
-            return
-        filled = block.values[: len(block.jobs)]
-        units = filled.movedim(unit_axis % (filled.ndim - 1) + 1, -1)
-        dead, outside = _dead_units(units, phi), _outside(units, phi)
-        for count, fraction, receive in zip(dead, outside, block.jobs, strict=True):
-            receive(count / units.shape[-1], fraction)
-        block.jobs = []
-
-
-def _dead_units(z: Tensor, phi: Activation) -> list[int]:
-    """For each tensor of a block (first dimension), how many units (last) have φ' = 0 throughout.
-
-    Where the largest z of a unit falls mostly decides it; the units left over are looked at fully.
-    """
-    between = tuple(range(1, z.ndim - 1))
-    peaks = z.amax(between) if between else z
-    low, high, flat_below = _alive_range(phi, z.dtype)
-    if flat_below and not z.is_cuda and float(peaks.max()) < high:
-        return (peaks <= low).sum(1).tolist()
-    dead = (peaks <= low) if flat_below else torch.zeros_like(peaks, dtype=torch.bool)
-    unsure = ~((peaks > low) & (peaks < high) | dead)
-    counts = dead.sum(1)
-    if not bool(unsure.any()):
-        return counts.tolist()
-    found = counts.tolist()
-    for index, doubtful in enumerate(unsure):
-        units = doubtful.nonzero().squeeze(1)
-        if len(units):
-            rows = z[index].reshape(-1, z.shape[-1])
-            found[index] += _dead_among(rows, units, phi)
-    return found
-
-
-def _dead_among(rows: Tensor, units: Tensor, phi: Activation) -> int:
-    steepest = torch.zeros(len(units), dtype=rows.dtype, device=rows.device)
-    for piece in rows.split(max(1, PIECE // len(units))):
-        slope = _slope(phi, piece.index_select(1, units)).abs()
-        steepest = torch.maximum(steepest, slope.amax(0))
-    return len(units) - int((steepest != 0).sum())
-
-
-def _alive_range(phi: Activation, dtype: torch.dtype) -> tuple[float, float, bool]:
-    """An interval on which φ' ≠ 0, and whether φ' = 0 everywhere below it.
-
-    relu: (0, 128, True). The interval is empty where φ' vanishes in places (a dead zone, a minimum
-    at 0), so that nothing is concluded from it.
-    """
-    key = (phi.function, phi.name, dtype)
-    if key not in _alive_ranges:
-        if len(_alive_ranges) > 256:
-            _alive_ranges.clear()
-        _alive_ranges[key] = _find_alive_range(phi, dtype)
-    return _alive_ranges[key]
-
-
-_alive_ranges: dict[tuple, tuple[float, float, bool]] = {}
-_REACH = 128.0
-_NOWHERE = (math.inf, -math.inf, False)
-
-
-def _find_alive_range(phi: Activation, dtype: torch.dtype) -> tuple[float, float, bool]:
-    grid = torch.linspace(-_REACH, _REACH, 16_385).to(dtype)
-    steep = (_slope(phi, grid) != 0).nonzero().squeeze(1)
-    if not len(steep) or len(steep) != int(steep[-1] - steep[0]) + 1:
-        return _NOWHERE
-    first, last = int(steep[0]), int(steep[-1])
-    low, high = -_REACH, _REACH
-    if first > 0:
-        low = _edge(phi, grid[first - 1], grid[first])
-    if last < len(grid) - 1:
-        high = _edge(phi, grid[last + 1], grid[last])
-    return low, high, first > 0
-
-
-def _edge(phi: Activation, flat: Tensor, steep: Tensor) -> float:
-    """The last number with φ' = 0 on the way from a flat point to a steep one, by bisection."""
-    while True:
-        middle = (flat + steep) / 2
-        if float(middle) in (float(flat), float(steep)):
-            return float(flat)
-        if float(_slope(phi, middle.reshape(1))) == 0:
-            flat = middle
-        else:
-            steep = middle
-
-
-def _keep(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _slope(phi: Activation, z: Tensor) -> Tensor:
-    """φ'(z), unseen by whatever saved-tensor hooks (checkpointing) the model has in force."""
-    with torch.autograd.graph.saved_tensors_hooks(_keep, _keep):
-        return phi.derivative(z)
-
-
-def _outside(z: Tensor, phi: Activation) -> list[float | None]:
-    """For each tensor of a block, the fraction that lies in the tails of φ; None: it has none."""
-    if phi.tails is None:
-        return [None] * len(z)
-    low, high = phi.tails
-    if z.is_cuda:
-        counts = ((z < low) | (z > high)).flatten(1).sum(1).tolist()
-    else:
-        values = (z.float() if z.dtype == torch.bfloat16 else z).numpy()
-        counts = [0] * len(z)
-        if low > -math.inf:
-            counts = _count_true(values < low)
-        if high < math.inf:
-            counts = [a + b for a, b in zip(counts, _count_true(values > high), strict=True)]
-    return [count / z[0].numel() for count in counts]
-
-
-def _count_true(flags: np.ndarray) -> list[int]:
-    """How many are set in each entry of the first dimension; without axes numpy is far quicker."""
-    return [int(np.count_nonzero(entry)) for entry in flags]

@@ -1,7 +1,8 @@
 """The networks to explore: mlp, cnn; and the names of their sites.
 
 Every network is an ``nn.Sequential`` whose layers are named alike: the l-th affine layer is
-``linear{l}`` or ``conv{l}``, followed by ``norm{l}`` where there is a norm, and by ``act{l}``.
+``linear{l}`` or ``conv{l}``, followed by ``norm{l}`` where there is a norm, by ``act{l}``, and by
+``drop{l}`` where there is dropout and another affine layer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from initlab.activations import Activation, ElementwiseFunction, activation
-from initlab.errors import positive_int, unknown_name
+from initlab.errors import finite_number, positive_int, unknown_name
 
 Norm = Literal["none", "batch", "layer"]
 NORMS: tuple[Norm, ...] = ("none", "batch", "layer")
@@ -31,6 +32,7 @@ def mlp(
     activation_: ActivationSpec = "relu",
     *,
     norm: Norm = "none",
+    dropout: float = 0.0,
     head: int | None = None,
 ) -> nn.Sequential:
     """Affine layers of the given widths, each followed by the activation; a linear head if asked.
@@ -42,6 +44,7 @@ def mlp(
         widths: units of each affine layer; any profile.
         activation_: see ``initlab.activation``.
         norm: what stands between each affine layer and its activation.
+        dropout: probability with which each activation that another layer reads is set to 0.
         head: outputs of a final linear layer, which has no activation; None for no head.
 
     >>> [name for name, _ in mlp(3, [4, 5]).named_children()]
@@ -51,10 +54,12 @@ def mlp(
     sizes = [positive_int("in_features", in_features), *_each_positive("widths", widths)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+        _add_dropout(layers, index, dropout)
         layers[f"linear{index}"] = nn.Linear(fan_in, fan_out)
         _add_norm(layers, index, norm, fan_out, {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm})
         layers[f"act{index}"] = phi.module()
     if head is not None:
+        _add_dropout(layers, len(sizes), dropout)
         layers["head"] = nn.Linear(sizes[-1], positive_int("head", head))
     return nn.Sequential(layers)
 
@@ -65,6 +70,7 @@ def cnn(
     activation_: ActivationSpec = "relu",
     *,
     norm: Norm = "none",
+    dropout: float = 0.0,
     padding_mode: str = "zeros",
     head: int | None = None,
 ) -> nn.Sequential:
@@ -78,6 +84,7 @@ def cnn(
         widths: channels of each convolution; any profile.
         activation_: see ``initlab.activation``.
         norm: what stands between each convolution and its activation ("layer" is GroupNorm(1)).
+        dropout: probability with which each activation that another layer reads is set to 0.
         padding_mode: "zeros" (loses signal at the border) or "circular" (loses none).
         head: outputs of the final linear layer; None for neither pooling nor head.
 
@@ -90,10 +97,12 @@ def cnn(
     sizes = [positive_int("in_channels", in_channels), *_each_positive("widths", widths)]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+        _add_dropout(layers, index, dropout)
         layers[f"conv{index}"] = nn.Conv2d(fan_in, fan_out, 3, padding=1, padding_mode=padding_mode)
         _add_norm(layers, index, norm, fan_out, {"batch": nn.BatchNorm2d, "layer": _group_norm})
         layers[f"act{index}"] = phi.module()
     if head is not None:
+        _add_dropout(layers, len(sizes), dropout)
         layers["pool"] = nn.AdaptiveAvgPool2d(1)
         layers["flatten"] = nn.Flatten()
         layers["head"] = nn.Linear(sizes[-1], positive_int("head", head))
@@ -143,6 +152,14 @@ def _add_norm(
         raise unknown_name("norm", norm, NORMS)
     if norm != "none":
         layers[f"norm{index}"] = kinds[norm](width)
+
+
+def _add_dropout(layers: OrderedDict[str, nn.Module], before: int, dropout: float) -> None:
+    """Between the last activation and the affine layer number ``before``."""
+    if not 0 <= finite_number("dropout", dropout) < 1:
+        raise ValueError(f"dropout={dropout} must be a probability of at least 0 and below 1")
+    if dropout and before > 1:
+        layers[f"drop{before - 1}"] = nn.Dropout(dropout)
 
 
 def _each_positive(argument: str, values: Sequence[int]) -> list[int]:

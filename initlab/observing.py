@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
@@ -22,18 +23,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from initlab.activations import ACTIVATIONS, Activation, Elementwise
+from initlab.checkpoints import Checkpoints, accumulate
 from initlab.measuring import (
     Histogram,
     Meter,
     Stats,
-    UnitMeter,
     geometry,
     histogram,
     unmeasured,
     why_opaque,
 )
-from initlab.operations import OPERATIONS, Call, Kind, Operation, activation_of, tensors_in
+from initlab.operations import (
+    OPERATIONS,
+    Call,
+    Kind,
+    Operation,
+    activation_of,
+    argument,
+    tensors_in,
+)
 from initlab.preserving import Preserved
+from initlab.units import UnitMeter
 
 RESERVED = ("input", "output")
 _OWN_WEIGHT = re.compile(r"^(weight|[qkv]_proj_weight|in_proj_weight)")
@@ -43,12 +53,14 @@ _WRITES = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "_
 
 
 class Record:
-    """A site while it is being measured; what it has in common with ``Site`` has the same name."""
+    """A site while it is being measured; what it has in common with ``Site`` has the same name.
+
+    What is not found out is not set on the instance: ``vars`` gives what is.
+    """
 
     name: str = ""
     shape: tuple[int, ...] = ()
     reads: tuple[str, ...] = ()
-    channels_first: bool = False
     forward: Stats | None = None
     backward: Stats | None = None
     zero_fraction: float | None = None
@@ -70,6 +82,7 @@ class Record:
         self.op = op
         self.module = module
         self.depth = depth
+        self.channels_first = False
 
     def receive_forward(self, stats: Stats, zeros: float | None) -> None:
         self.forward, self.zero_fraction = stats, zeros
@@ -94,6 +107,9 @@ class _Origin(NamedTuple):
     record: Record | None
     dependent: bool
     parameter: Tensor | None
+
+
+_OUT_OF_SIGHT = _Origin(weakref.ref(torch.empty(0)), None, True, None)
 
 
 class _Frame:
@@ -123,14 +139,12 @@ class Wanted:
 class Observer(TorchFunctionMode):
     """Records the sites of one forward pass of a model, and their gradients."""
 
-    def __init__(
-        self, model: nn.Module, state: Preserved, wanted: Wanted, batch_size: int, batch_dim: int
-    ) -> None:
+    def __init__(self, state: Preserved, wanted: Wanted, batch_size: int, batch_dim: int) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.leaves: dict[int, Tensor] = {}
         self.in_backward = False
-        self._model = model
+        self.checkpoints: Checkpoints[Record] = Checkpoints()
         self._state = state
         self._wanted = wanted
         self._batch_size = batch_size
@@ -153,7 +167,6 @@ class Observer(TorchFunctionMode):
         }
         self._owners: dict[int, list[tuple[str, str]]] = {}
         self._parameters: dict[int, Tensor] = {}
-        self._recomputed: dict[int, list[Record]] | None = None
 
     # ------------------------------------------------------------ modules
 
@@ -162,7 +175,7 @@ class Observer(TorchFunctionMode):
 
         The hooks are torch's global ones, removed again below: nothing is put on a module.
         """
-        for name, module in self._model.named_modules():
+        for name, module in self._state.modules:
             path = name.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
             self._known[id(module)] = (module, path, _role(path, module))
             for leaf, parameter in module._parameters.items():
@@ -204,8 +217,9 @@ class Observer(TorchFunctionMode):
         self._muted -= frame.role != "plain"
         if self._muted or frame.role == "hidden" or output is None:
             return
+        named = frame.path or isinstance(module, torch.jit.ScriptModule)
         if frame.role == "plain" and not (
-            frame.is_leaf and frame.path and len(self._sites()) == frame.before
+            frame.is_leaf and named and len(self._sites()) == frame.before
         ):
             return
         with torch._C.DisableTorchFunction():
@@ -218,7 +232,7 @@ class Observer(TorchFunctionMode):
         tensor = next(tensors_in(output), None)
         if tensor is None or not _is_signal(tensor):
             return
-        if self._origin(tensor) is None:  # the module hid how its output came about
+        if self._seen(tensor) is None:  # the module hid how its output came about
             self._follow((args, {}), output)
         if frame.role == "attention":
             weight = next((p for p in module.parameters(recurse=False) if p.ndim > 1), None)
@@ -230,10 +244,12 @@ class Observer(TorchFunctionMode):
         else:
             origin = self._origin(tensor)
             if origin is not None and origin.dependent:
-                title = type(module).__name__
+                title = getattr(module, "original_name", type(module).__name__)
                 kind: Kind = "norm" if _LOOKS_NORM.search(title) else "other"
                 operation = Operation(kind, title)
-                self._add(tensor, operation, frame.path, (args, {}), module=frame.path)
+                record = self._add(tensor, operation, frame.path, (args, {}), module=frame.path)
+                if isinstance(module, torch.jit.ScriptModule) and record.note is None:
+                    record.note = SCRIPTED
 
     def _opaque_activation(
         self, frame: _Frame, module: nn.Module, args: tuple[Any, ...], tensor: Tensor
@@ -263,11 +279,14 @@ class Observer(TorchFunctionMode):
         call: Call = (args, kwargs or {})
         operation = None if self._muted else OPERATIONS.get(func)
         if operation is None:
+            if func is torch.autograd.backward and self.checkpoints.is_running_again():
+                return self._run_backward_observed(call)
             self._announce_write(func, call)
-            result = func(*args, **call[1])
+            call = _as_if_untracked(func, call)
+            result = func(*call[0], **call[1])
             self._follow(call, result, func)
             return result
-        if self.in_backward and not self._is_recomputing():
+        if self.in_backward and not self.checkpoints.is_running_again():
             return func(*args, **call[1])
         return self._handlers[operation.kind](operation, func, call)
 
@@ -386,6 +405,16 @@ class Observer(TorchFunctionMode):
         left, right = self._origin(args[0]), self._origin(args[1])
         return left is not None and right is not None and left.dependent and right.dependent
 
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Remember where tensors come from, and make no sites of what is done to them."""
+        self._muted += 1
+        try:
+            with self:
+                yield
+        finally:
+            self._muted -= 1
+
     # ------------------------------------------------------------ sites
 
     def see_input(self, tensor: Tensor, name: str) -> None:
@@ -404,9 +433,7 @@ class Observer(TorchFunctionMode):
 
     def _sites(self) -> list[Record]:
         """Where new records go: to the trace, or to the section being recomputed."""
-        if self._recomputed is None or not self.in_backward:
-            return self.records
-        return self._recomputed.setdefault(_section(), [])
+        return self.checkpoints.sites_again() if self.in_backward else self.records
 
     def _new_record(self, kind: Kind, op: str, module: str) -> Record:
         return Record(kind, op, module, self._depth)
@@ -435,7 +462,7 @@ class Observer(TorchFunctionMode):
                 reads.append(source.record.name)
         record.reads = tuple(reads)
         record.name = self._unique(name, record)
-        record.shape = tuple(tensor.shape)
+        record.shape = _shape(tensor)
         self._sites().append(record)
         self._remember(tensor, record, dependent, None)
         record.note = why_opaque(tensor)
@@ -451,9 +478,24 @@ class Observer(TorchFunctionMode):
         if not self._wanted.backward:
             return
         if tensor.requires_grad:
-            tensor.register_hook(partial(self._receive_gradient, record, axis))
+            self._ask_for_gradient(record, tensor, axis, call)
         elif not torch.is_grad_enabled():
             record.note = HIDDEN
+            self.checkpoints.add(record)
+
+    def _ask_for_gradient(
+        self, record: Record, tensor: Tensor, axis: int | None, call: Call
+    ) -> None:
+        """Have the gradient of a site measured when the backward pass gets to it.
+
+        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view.
+        """
+        receive = partial(self._receive_gradient, record, axis)
+        whole = tensor._base
+        if whole is not None and call[0] and call[0][0] is tensor:
+            whole.register_hook(partial(_receive_part, receive, _Part.of(tensor, whole)))
+        else:
+            tensor.register_hook(receive)
 
     def _measure_options(self, tensor: Tensor, axis: int | None, record: Record) -> None:
         if self._wanted.histogram:
@@ -467,8 +509,9 @@ class Observer(TorchFunctionMode):
         axis = 1 if record.channels_first and z.ndim > 2 else -1
         self._unit_meter.add(z.detach(), axis, phi, record.receive_units)
 
-    def _receive_gradient(self, record: Record, axis: int | None, gradient: Tensor) -> None:
-        if not self.in_backward:  # the model differentiates something on its own
+    def _receive_gradient(self, record: Record, axis: int | None, gradient: Tensor | None) -> None:
+        # What reaches nothing may be None; outside our pass, the model differentiates on its own.
+        if gradient is None or not self.in_backward:
             return
         if gradient.layout is torch.strided:
             self._meter.add(gradient.detach(), axis, False, record.receive_backward)
@@ -503,10 +546,12 @@ class Observer(TorchFunctionMode):
         return numbered
 
     def _lent_name(self) -> str | None:
-        """A module with neither children nor parameters lends its name to its first site."""
+        """A leaf without a matrix of weights (ReLU, PReLU) lends its name to its first site."""
         frame = self._frames[-1]
         module = frame.module
-        if module is None or not frame.path or module._modules or module._parameters:
+        if module is None or not frame.path or module._modules:
+            return None
+        if any(p is not None and p.ndim > 1 for p in module._parameters.values()):
             return None
         return frame.path if len(self._sites()) == frame.before else None
 
@@ -561,17 +606,18 @@ class Observer(TorchFunctionMode):
         if self.in_backward or why_opaque(weight) is not None:
             return
         if parameter is not None and _same_numbers(weight, parameter):
-            if id(parameter) not in self._users:
-                self._users[id(parameter)] = users = []
+            users = self._users.setdefault(id(parameter), [])
+            users.append(record)
+            if len(users) == 1:  # a large weight is reduced at once, for those that wait by then
                 self._meter.add(parameter.detach(), None, False, _to_all(users, "weight"))
-            self._users[id(parameter)].append(record)
+            record.weight = users[0].weight
             return
         self._meter.add(weight.detach(), None, False, record.receive_weight)
         if self._wanted.backward and weight.requires_grad:
             weight.register_hook(partial(self._receive_weight_gradient, record))
 
-    def _receive_weight_gradient(self, record: Record, gradient: Tensor) -> None:
-        if self.in_backward and why_opaque(gradient) is None:
+    def _receive_weight_gradient(self, record: Record, gradient: Tensor | None) -> None:
+        if gradient is not None and self.in_backward and why_opaque(gradient) is None:
             self._meter.add(gradient.detach(), None, False, record.receive_weight_grad)
 
     def parameters_requiring_grad(self) -> list[Tensor]:
@@ -595,11 +641,20 @@ class Observer(TorchFunctionMode):
     ) -> None:
         self._origins[id(tensor)] = _Origin(weakref.ref(tensor), record, dependent, parameter)
 
-    def _origin(self, tensor: Tensor) -> _Origin | None:
+    def _seen(self, tensor: Tensor) -> _Origin | None:
+        """Where a tensor comes from, if a function that was seen made it."""
         origin = self._origins.get(id(tensor))
         if origin is not None and origin.tensor() is tensor:
             return origin
         return None
+
+    def _origin(self, tensor: Tensor) -> _Origin | None:
+        """Where a tensor comes from; what code out of sight (TorchScript, an extension) computed
+        with gradients is taken to depend on the input."""
+        origin = self._origins.get(id(tensor))
+        if origin is not None and origin.tensor() is tensor:
+            return origin
+        return _OUT_OF_SIGHT if tensor.grad_fn is not None else None
 
     def _sources(self, call: Call) -> list[_Origin]:
         """The origins of all tensor arguments that have one."""
@@ -611,18 +666,21 @@ class Observer(TorchFunctionMode):
                 origin = origins.get(id(value))
                 if origin is not None and origin.tensor() is value:
                     found.append(origin)
+                elif value.grad_fn is not None:
+                    found.append(_OUT_OF_SIGHT)
             elif isinstance(value, list | tuple | dict):
                 found += [o for t in tensors_in(value) if (o := self._origin(t)) is not None]
         return found
 
     def _call_origin(self, call: Call) -> _Origin | None:
-        """The origin of a result: that of the first argument that depends on the input, or that
-        of the first that comes from a parameter."""
+        """The origin of a result: that of the first argument that was computed from the input, else
+        that of an input, else that of the first that comes from a parameter."""
         sources = self._sources(call)
-        for origin in sources:
-            if origin.dependent:
+        dependent = [origin for origin in sources if origin.dependent]
+        for origin in dependent:
+            if origin.record is not None and origin.record.kind != "input":
                 return origin
-        return sources[0] if sources else None
+        return next(iter(dependent or sources), None)
 
     def _follow(
         self, call: Call, result: Any, func: Any = None, record: Record | None = None
@@ -643,43 +701,27 @@ class Observer(TorchFunctionMode):
             if self._parameters.get(id(tensor)) is not tensor:
                 self._remember(tensor, record or origin.record, origin.dependent, origin.parameter)
 
-    # ------------------------------------------------------------ recomputation
+    # ------------------------------------------------------------ the backward pass
 
     def expect_recomputation(self) -> None:
         """Watch reentrant checkpoints run their sections again inside the backward pass."""
-        self._recomputed = {}
+        self.checkpoints.expect_backward()
         self._frames = [_Frame("", None, "plain", 0)]
 
-    def _is_recomputing(self) -> bool:
-        return self._recomputed is not None and _section() >= 0
-
-    def _match_recomputed(self) -> None:
-        """Hand the gradients of recomputed sites to the sites of the forward pass."""
-        if not self._recomputed:
-            return
-        again = [record for key in sorted(self._recomputed) for record in self._recomputed[key]]
-        hidden = [record for record in self.records if record.note == HIDDEN]
-        if [(r.op, r.shape) for r in again] != [(r.op, r.shape) for r in hidden]:
-            return
-        for first, second in zip(hidden, again, strict=True):
-            first.backward, first.note = second.backward, None
+    def _run_backward_observed(self, call: Call) -> None:
+        """The backward pass of a section that ran again, in which others may run again."""
+        with self:
+            accumulate(argument(call, 0, "tensors"), argument(call, 1, "grad_tensors"))
 
     def finish(self) -> None:
         """Compute what is still waiting."""
         self._meter.finish()
         self._unit_meter.finish()
-        self._match_recomputed()
+        self.checkpoints.match()
 
 
 HIDDEN = "computed without gradients: not reached"
-
-
-def _section() -> int:
-    """The order in which the checkpointed section under recomputation first ran; −1: none is."""
-    node = torch._C._current_autograd_node()
-    if node is None or "CheckpointFunction" not in node.name():
-        return -1
-    return node._sequence_nr()
+SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
 
 
 def _role(path: str, module: nn.Module) -> str:
@@ -709,6 +751,55 @@ def _recognize(z: Tensor | None, output: Tensor) -> Activation | None:
             if phi.name != "identity" and torch.allclose(phi(some), found, rtol=1e-4, atol=1e-6):
                 return phi
     return None
+
+
+class _Part(NamedTuple):
+    """Where the elements of a view lie in its base."""
+
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+    view_strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, view: Tensor, base: Tensor) -> _Part:
+        offset = int(view.storage_offset()) - int(base.storage_offset())
+        return cls(base.stride(), tuple(view.shape), view.stride(), offset)
+
+
+def _receive_part(receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None) -> None:
+    """Pass on that part of the gradient of a base which is the gradient of a view of it."""
+    if gradient is None or gradient.layout is not torch.strided:
+        return
+    laid_out = torch.empty_strided(
+        gradient.shape, part.strides, dtype=gradient.dtype, device=gradient.device
+    ).copy_(gradient)
+    receive(laid_out.as_strided(part.shape, part.view_strides, part.offset))
+
+
+_ONLY_UNTRACKED = {
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__deepcopy__,
+    Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
+}
+
+
+def _as_if_untracked(func: Any, call: Call) -> Call:
+    """The same call, where only our tracking of the inputs would make torch refuse it.
+
+    A batch as the user has it has a ``numpy()``, can be copied deeply, and can be told to require
+    gradients (wav2vec2 tells its own so); as the result of a function it could not.
+    """
+    args, kwargs = call
+    if func not in _ONLY_UNTRACKED or args[0].is_leaf:
+        return call
+    return (args[0].detach(), *args[1:]), kwargs
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Of a nested tensor, whose parts have shapes of their own, how many there are."""
+    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
 
 
 def _may_overwrite(module: nn.Module) -> bool:

@@ -117,6 +117,20 @@ def _matmul_fans(weight: Tensor, call: Call) -> tuple[float, float]:
     return (rows, columns) if operands[-1] is weight else (columns, rows)
 
 
+def _tensordot_fans(weight: Tensor, call: Call) -> tuple[float, float]:
+    """The contracted dimensions of the weight make fan_in, its others fan_out."""
+    dims = argument(call, 2, "dims", 2)
+    is_right = argument(call, 1, "b") is weight
+    if isinstance(dims, int):
+        summed = range(dims) if is_right else range(weight.ndim - dims, weight.ndim)
+    elif isinstance(dims, list | tuple):
+        summed = dims[int(is_right)]
+    else:
+        return math.nan, math.nan
+    fan_in = math.prod(weight.shape[dim] for dim in summed)
+    return fan_in, weight.numel() / fan_in
+
+
 def _einsum_fans(weight: Tensor, call: Call) -> tuple[float, float]:
     """Summed-over letters of the weight make fan_in; those only the output shares, fan_out."""
     equation = call[0][0]
@@ -185,6 +199,8 @@ def _operations() -> Iterator[tuple[Iterable[Any], Operation]]:
     products += _spelled((Tensor, "__matmul__"), (Tensor, "__rmatmul__"))
     yield products, Operation("affine", "matmul", None, _matmul_fans)
     yield [torch.einsum], Operation("affine", "einsum", None, _einsum_fans)
+    yield [torch.tensordot], Operation("affine", "tensordot", None, _tensordot_fans)
+    yield [torch.inner, Tensor.inner], Operation("affine", "inner", None, _linear_fans)
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         yield _everywhere(name), Operation("recurrent", name, None, _gate_fans, False)
         cell = Operation("recurrent", f"{name}_cell", None, _gate_fans, False)

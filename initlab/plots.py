@@ -20,6 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -147,7 +148,7 @@ def curve(
 def theory_curve(
     prediction: Prediction, what: str = "forward", quantity: str = "second_moment"
 ) -> Curve | None:
-    """Theory's curve for the same picture; None where theory says nothing of it.
+    """Theory's curve for the same picture, with its band; None where theory says nothing of it.
 
     >>> from initlab import Experiment
     >>> prediction = Experiment(depth=3, data="noise").predict()
@@ -156,9 +157,18 @@ def theory_curve(
     """
     if what not in ("forward", "backward"):
         return None
-    # E h = 0 for weights of mean 0, so that variance and second moment agree.
-    known = "second_moment" if quantity == "var" else quantity
-    theory = curve(prediction, what, known, "theory")
+    if quantity == "across_samples_var":
+        theory = curve(prediction, what, quantity, "theory")
+        # A variance over a batch divides by B, not by B − 1.
+        shown = 1 - 1 / prediction.batch_size if prediction.batch_size else 1.0
+        theory = replace(theory, values=theory.values * shown)
+    elif quantity == "var" and not prediction.centred:
+        return None
+    else:  # E h = 0, so that variance and second moment agree
+        theory = curve(prediction, what, "second_moment", "theory")
+        low, high = (curve(prediction, what, bound).values for bound in ("low", "high"))
+        if np.isfinite(low).any():
+            theory = replace(theory, label="theory, 95 % of draws", low=low, high=high)
     return theory if np.isfinite(theory.values).any() else None
 
 
@@ -302,11 +312,12 @@ class Panel:
         (line,) = self.ax.plot(each.layers, each.values, **style)
         artists: list[Artist] = [line]
         if each.low is not None and each.high is not None:
-            artists.append(
-                self.ax.fill_between(
-                    each.layers, each.low, each.high, color=style["color"], alpha=0.15, linewidth=0
-                )
-            )
+            inside = np.isfinite(each.low) & np.isfinite(each.high)
+            edge = np.concatenate([each.high[inside], each.low[inside][::-1]])
+            around = np.concatenate([each.layers[inside], each.layers[inside][::-1]])
+            band = Polygon(np.column_stack([around, edge]), color=style["color"], alpha=0.15,
+                           linewidth=0, zorder=1)  # fmt: skip
+            artists.append(self.ax.add_patch(band))
         for artist in artists:
             artist.set_animated(self.animated)
         self.moving += artists

@@ -68,6 +68,8 @@ class Predictable(Protocol):
     @property
     def norm(self) -> str: ...
     @property
+    def dropout(self) -> float: ...
+    @property
     def padding(self) -> str: ...
     @property
     def data(self) -> str: ...
@@ -116,12 +118,13 @@ class PredictedSite:
 class Prediction:
     """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none.
 
-    ``batch_size`` is that of the experiment.
+    ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0.
     """
 
     sites: tuple[PredictedSite, ...]
     reason: str = ""
     batch_size: int | None = None
+    centred: bool = True
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -161,9 +164,10 @@ def predict(experiment: Predictable) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    follow = _follow_shifted if any(layer.mean for layer in layers) else _follow_centred
-    rows = follow(experiment, layers, phi)
-    return Prediction(tuple(_sites(experiment, rows)), batch_size=experiment.batch_size)
+    centred = not any(layer.mean for layer in layers)
+    follow = _follow_centred if centred else _follow_shifted
+    sites = tuple(_sites(experiment, follow(experiment, layers, phi)))
+    return Prediction(sites, batch_size=experiment.batch_size, centred=centred)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
@@ -207,6 +211,7 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
                 bias_var=_bias_variance(bias, bias_std, fans[0]),
                 uniform_bias=bias == "pytorch_default",
                 orthogonal=chosen.ensemble == "orthogonal",
+                keep=1.0 if index == len(sizes) - 1 else 1 - experiment.dropout,
                 taps=taps,
                 border=border,
             )
@@ -270,6 +275,9 @@ def _follow_centred(
         if step.after is not None:
             forward = _stats(step.after, step.after.scatter, size)
             rows.append(_Row(forward, _gradient_stats(at.after, size)))
+        if step.read is not None and step.layer.keep != 1:
+            forward = _stats(step.read, step.read.scatter, size)
+            rows.append(_Row(forward, _gradient_stats(at.read, size)))
     return rows
 
 
@@ -378,6 +386,9 @@ def _follow_shifted(
         after = [step.after.second_moment for step in steps if step.after is not None]
         if after:
             rows.append(_Row(mean(after), gradient(index, "after")))
+        if after and steps[0].keep != 1:
+            kept = [second / steps[0].keep for second in after]
+            rows.append(_Row(mean(kept), gradient(index, "read")))
     return rows
 
 
@@ -426,6 +437,8 @@ def _names(experiment: Predictable) -> Iterator[tuple[str, str, int]]:
     for depth in range(1, hidden + 1):
         yield f"{affine}{depth}", "affine", depth
         yield f"act{depth}", "activation", depth
+        if experiment.dropout and (depth < hidden or experiment.has_head):
+            yield f"drop{depth}", "other", depth
     if experiment.has_head:
         if experiment.architecture == "cnn":
             yield "pool", "other", hidden

@@ -29,20 +29,18 @@ class Preserved:
     """The state of a model at one moment, and how to put it back."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.modules = named_modules(model)
         self._modules = [
             (module, module.__dict__.copy(), *(part.copy() for part in _registries(module)))
-            for module in model.modules()
+            for _, module in self.modules
             if not is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
         self._parameters = [
-            (p, p.detach(), p.data_ptr(), p.requires_grad, p.grad)
-            for p in model.parameters()
-            if not isinstance(p, UninitializedTensorMixin)
+            (p, p.detach(), _pointer(p), p.requires_grad, p.grad)
+            for p in _tensors_of(self.modules, "_parameters")
         ]
         self._buffers = [
-            (b, b.detach().clone(), b.requires_grad)
-            for b in model.buffers()
-            if not isinstance(b, UninitializedTensorMixin)
+            (b, b.detach().clone(), b.requires_grad) for b in _tensors_of(self.modules, "_buffers")
         ]
         self._owners: dict[int, Tensor] | None = None
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
@@ -55,7 +53,11 @@ class Preserved:
         if tensor.layout is not torch.strided or not tensor.numel() or is_wrapped(tensor):
             return
         if self._owners is None:
-            self._owners = {_storage(old): old for _, old, *_ in self._parameters if old.numel()}
+            self._owners = {
+                _storage(old): old
+                for _, old, *_ in self._parameters
+                if old.numel() and old.layout is torch.strided
+            }
         owner = self._owners.get(_storage(tensor))
         if owner is not None and id(owner) not in self._written:
             self._written[id(owner)] = (owner, owner.clone())
@@ -69,7 +71,7 @@ class Preserved:
             for values, saved in self._written.values():
                 values.copy_(saved)
             for parameter, values, pointer, requires_grad, grad in self._parameters:
-                if parameter.data_ptr() != pointer or parameter.shape != values.shape:
+                if _pointer(parameter) != pointer or parameter.shape != values.shape:
                     parameter.data = values
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
@@ -77,6 +79,27 @@ class Preserved:
                     parameter.grad = grad
             for buffer, saved, requires_grad in self._buffers:
                 _restore_buffer(buffer, saved, requires_grad)
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``model.named_modules()`` yields; its nested generators take several times as long."""
+    found, seen, waiting = [], set(), [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found.append((path, module))
+        children = [(name, child) for name, child in module._modules.items() if child is not None]
+        waiting += [(f"{path}.{name}" if path else name, child) for name, child in children[::-1]]
+    return found
+
+
+def _tensors_of(modules: list[tuple[str, nn.Module]], registry: str) -> list[Tensor]:
+    """All parameters, or all buffers, each once; those of lazy modules have no values yet."""
+    held = [part for _, module in modules for part in getattr(module, registry).values()]
+    unique = {id(part): part for part in held if part is not None}
+    return [part for part in unique.values() if not isinstance(part, UninitializedTensorMixin)]
 
 
 def is_lazy(module: nn.Module) -> bool:
@@ -93,6 +116,11 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, module._modules
+
+
+def _pointer(tensor: Tensor) -> int:
+    """Where the values lie; of a sparse tensor, whose values lie in several places, which it is."""
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Affine:
 
     ``inputs`` and ``outputs`` count units or channels, ``taps`` the weights that an output has for
     each input (9 for a 3×3 kernel); ``border`` is "zeros" or "circular" for a convolution on an
-    8×8 image, "" for a matrix.
+    8×8 image, "" for a matrix; ``keep`` is the share of its outputs' activations that dropout
+    leaves, scaled by 1/keep.
     """
 
     inputs: int
@@ -45,6 +46,7 @@ class Affine:
     bias_var: float = 0.0
     uniform_bias: bool = False
     orthogonal: bool = False
+    keep: float = 1.0
     taps: int = 1
     border: str = ""
 
@@ -139,11 +141,11 @@ class Signal:
     pair_gaps: np.ndarray
     scatter: Scatter | None
 
-    @property
+    @cached_property
     def second_moment(self) -> float:
         return float(self.lengths.mean())
 
-    @property
+    @cached_property
     def across_samples_var(self) -> float | None:
         """E over pairs of samples of half their squared distance."""
         if self.pair_gaps.ndim != self.lengths.ndim:
@@ -151,7 +153,7 @@ class Signal:
         unequal = self.second_moment - float(self.pair_lengths.mean())
         return float(self.pair_gaps.mean()) + max(unequal, 0.0)
 
-    @property
+    @cached_property
     def decorrelation(self) -> float:
         """1 − c of a typical pair."""
         size = float(self.pair_lengths.mean())
@@ -170,6 +172,16 @@ class Step:
     after: Signal | None
     kernel: Scatter | None
 
+    @property
+    def read(self) -> Signal | None:
+        """The activations as the next layer reads them, behind dropout."""
+        keep, after = self.layer.keep, self.after
+        if after is None or keep == 1:
+            return after
+        # Masks are drawn for each sample, so that E xy stays while E x² grows by 1/keep.
+        gaps = after.pair_gaps + after.pair_lengths * (1 / keep - 1)
+        return Signal(after.lengths / keep, after.pair_lengths / keep, gaps, after.scatter)
+
 
 @lru_cache(maxsize=8192)
 def first_step(source: Signal, layer: Affine, phi: Activation | None) -> Step | None:
@@ -180,7 +192,7 @@ def first_step(source: Signal, layer: Affine, phi: Activation | None) -> Step | 
 @lru_cache(maxsize=8192)
 def next_step(step: Step, layer: Affine, phi: Activation | None, inner: Activation) -> Step | None:
     """The layer that reads a step's activation ``inner``; None where second moments overflow."""
-    signal = step.after
+    signal = step.read
     assert signal is not None  # only the last layer may lack an activation
     kernel, factor = step.kernel, layer.forward_factor
     following = factor * signal.second_moment + layer.bias_var
@@ -195,7 +207,14 @@ def next_step(step: Step, layer: Affine, phi: Activation | None, inner: Activati
 def _at(step: Step, phi: Activation) -> Layer:
     q = step.before.second_moment
     rigid, (low, high) = step.layer.rigidity(q), _SCATTER_RANGE
-    return Layer(phi, step.layer.outputs, min(max(q, low), high), step.before.decorrelation, rigid)
+    return Layer(
+        phi,
+        step.layer.outputs,
+        min(max(q, low), high),
+        step.before.decorrelation,
+        rigid,
+        step.layer.keep,
+    )
 
 
 def _step(
@@ -248,10 +267,14 @@ class Gradient:
 
 @dataclass(frozen=True)
 class GradientStep:
-    """The gradients of one layer: of its activation (None where it has none), and before it."""
+    """The gradients of one layer: of its activation (None where it has none), and before it.
+
+    ``read`` is that of the activation behind dropout.
+    """
 
     after: Gradient | None
     before: Gradient | None
+    read: Gradient | None = None
 
 
 def backward(
@@ -279,13 +302,15 @@ def backward(
 
     for index in range(len(steps) - 1, -1, -1):
         step = steps[index]
-        after = None
+        after = read = None
         if step.after is not None:
+            read = gradient(image, below, drifts[index + 1])
+            image = image / step.layer.keep
             after = gradient(image, below, drifts[index + 1])
             image = image * _slopes(phi, step.before.lengths)
             if followed and step.kernel is not None:
                 scatter = passed_back(scatter, step.kernel, _at(step, phi), rigid)
-        rows.append(GradientStep(after, gradient(image, scatter, drifts[index])))
+        rows.append(GradientStep(after, gradient(image, scatter, drifts[index]), read))
         lower = steps[index - 1].before.lengths.shape if index else step.before.lengths.shape
         if not step.layer.border and len(lower) == 3:  # the head under the average over positions
             image = image.mean() / (lower[1] * lower[2]) ** 2 * np.ones(lower)
@@ -326,7 +351,7 @@ def _log_slope(step: Step, above: Step, phi: Activation) -> float:
     q, following = step.before.second_moment, above.before.second_moment
     if not (q > 0 and following > 0):
         return 0.0
-    return above.layer.forward_factor * phi.moments(q).slope * q / following
+    return above.layer.forward_factor / step.layer.keep * phi.moments(q).slope * q / following
 
 
 def _slope_response(step: Step, phi: Activation) -> float:
@@ -355,6 +380,7 @@ class ShiftedStep:
     mean: float
     var: float
     after: Shared | None
+    keep: float = 1.0
     slope_mean: float = 1.0
     slope_second_moment: float = 1.0
 
@@ -377,8 +403,9 @@ def shifted_forward(
             break
         if headless or index < len(layers) - 1:
             moments = _shifted_moments(phi, mean, var)
-            at = Shared(moments[0], moments[1], source.weight)
-            steps.append(ShiftedStep(mean, var, at, moments[2], moments[3]))
+            after = Shared(moments[0], moments[1], source.weight)
+            at = Shared(moments[0], moments[1] / layer.keep, source.weight)
+            steps.append(ShiftedStep(mean, var, after, layer.keep, moments[2], moments[3]))
         else:
             steps.append(ShiftedStep(mean, var, None))
     return steps
@@ -413,14 +440,15 @@ def shifted_backward(
     square = 1.0  # E δ² of a unit
     shared = 0.0  # E of two units' product
     for step, layer in zip(reversed(steps), reversed(layers), strict=True):
-        after = None
+        after = read = None
         if step.after is not None:
+            read, square = Gradient(square, None), square / step.keep
             after = Gradient(square, None)
             n = layer.outputs
             total = n * step.slope_second_moment * square
             total += n * (n - 1) * step.slope_mean**2 * shared
             square *= step.slope_second_moment
-        rows.append(GradientStep(after, Gradient(square, None)))
+        rows.append(GradientStep(after, Gradient(square, None), read))
         fan_out = layer.outputs * layer.taps
         shared = layer.mean**2 * total
         square = layer.var * fan_out * square + shared

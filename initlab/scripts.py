@@ -16,8 +16,6 @@ class Scriptable(Predictable, Protocol):
     """The fields of an Experiment that its script depends on."""
 
     @property
-    def padding(self) -> str: ...
-    @property
     def weight_seed(self) -> int: ...
     @property
     def probe_seed(self) -> int: ...
@@ -31,7 +29,7 @@ def script(experiment: Scriptable) -> str:
         ValueError: the activation was registered from Python, so its code is not known.
     """
     return _TEMPLATE.format(
-        activation=_activation_class(experiment.activation),
+        activation=activation_class(experiment.activation),
         data=_data(experiment),
         sizes=_sizes(experiment),
         layers=_layers(experiment),
@@ -39,6 +37,7 @@ def script(experiment: Scriptable) -> str:
         affine="(nn.Conv2d, nn.Linear)" if experiment.architecture == "cnn" else "nn.Linear",
         weight_seed=experiment.weight_seed,
         initialize=_indent(_initialize(experiment), 8),
+        masks=f"torch.manual_seed({experiment.probe_seed})\n" if experiment.dropout else "",
         gradient=_gradient(experiment),
     )
 
@@ -60,7 +59,7 @@ for layer in model:
 
 pre_activations = []
 signal = inputs
-for layer in model:
+{masks}for layer in model:
     signal = layer(signal)
     if isinstance(layer, {affine}):
         signal.retain_grad()
@@ -79,7 +78,7 @@ def _indent(code: str, spaces: int) -> str:
     return "\n".join(" " * spaces + line for line in code.splitlines())
 
 
-def _activation_class(name: str) -> str:
+def activation_class(name: str) -> str:
     """The class of an activation that torch has no module for; empty for the others."""
     if not isinstance(activation(name).module(), Elementwise):
         return ""
@@ -93,7 +92,7 @@ def _activation_class(name: str) -> str:
     )
 
 
-def _module_call(name: str) -> str:
+def module_call(name: str) -> str:
     module = activation(name).module()
     return "Activation()" if isinstance(module, Elementwise) else f"nn.{module!r}"
 
@@ -133,9 +132,14 @@ def _layers(experiment: Scriptable) -> str:
             {"batch": "nn.BatchNorm2d(n_out)", "layer": "nn.GroupNorm(1, n_out)"},
         ),
     }[experiment.architecture]
-    parts = [affine, norms.get(experiment.norm), _module_call(experiment.activation)]
+    parts = [affine, norms.get(experiment.norm), module_call(experiment.activation)]
+    if experiment.dropout:
+        parts.append(f"nn.Dropout({experiment.dropout})")
     stack = ", ".join(part for part in parts if part)
-    return f"zip(sizes, sizes[1:]):\n    layers += [{stack}]"
+    lines = f"zip(sizes, sizes[1:]):\n    layers += [{stack}]"
+    if experiment.dropout and not experiment.has_head:
+        lines += "\nlayers.pop()  # the output is read by no further layer"
+    return lines
 
 
 def _head(experiment: Scriptable) -> str:

@@ -5,9 +5,8 @@ operation with weights; of every activation function, however it is called; of e
 of every residual sum (an addition of equal shapes, both of which depend on the input); the output
 of any other leaf module (kind ``other``); and the output of the model.
 
-**What is measured of a tensor h** (each over its finite elements; ``nonfinite`` counts the rest).
-Samples are the entries of ``batch_dim``, units the elements of one sample. Variances are population
-variances: divided by N, not N − 1.
+**What is measured of a tensor h.** Samples are the entries of ``batch_dim``, units the elements of
+one sample. Variances are population variances: divided by N, not N − 1.
 
 - ``mean`` E[h] and ``second_moment`` E[h²], over samples and units together. The second moment is
   what σ_w²·E φ² + σ_b² propagates.
@@ -18,6 +17,10 @@ variances: divided by N, not N − 1.
 - ``across_units_var``: the variance over the units of each sample, averaged over the samples. It is
   0 where all units do the same: unbroken symmetry.
 - ``abs_max``: the largest magnitude.
+- ``nonfinite``: how many elements are infinite or nan. Nothing is left out of the other numbers
+  because of them: they are what arithmetic over all elements gives. One infinity makes E[h²] and
+  ``abs_max`` inf, E[h] ±inf (nan where there are both) and the variances nan; one nan makes all of
+  them nan. So a moment is a number only where every element is.
 - ``zero_fraction``: elements that are exactly 0.
 - ``saturated_fraction``, of an activation: elements whose *pre-activation* lies in the declared
   tails of the activation; None where it declares none (relu).
@@ -36,13 +39,17 @@ variances: divided by N, not N − 1.
   singular values of the samples × units matrix, divided by their sum (Roy & Vetterli 2007). The
   last two look at the first 1,024 samples.
 
+**What cannot be measured** says so in ``note``: complex, sparse, quantized and nested tensors,
+those inside functorch transforms, what TorchScript has compiled (its output is measured), and
+gradients of what ran under ``no_grad``. What lies around them is measured as usual.
+
 L is the loss where a target is given, the output itself where it is a scalar, and otherwise the
 inner product of the output with a random cotangent of unit variance, so that gradients are relative
 to the output.
 
-Sums are accumulated in float64: a standard deviation of 1e-30 is reported as 1e-30, and a variance
-is right where the mean is 10⁴ times the standard deviation. Squares of float64 tensors beyond
-10^±154 leave the range of Python's own floats; ``abs_max`` stays right there.
+Sums are right where float32 would lose them: a standard deviation of 1e-30 is reported as 1e-30,
+and a variance is right where the mean is 10⁴ times the standard deviation. Squares of float64
+tensors beyond 10^±154 leave the range of Python's own floats; ``abs_max`` stays right there.
 """
 
 from __future__ import annotations
@@ -50,17 +57,18 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from initlab.checkpoints import accumulate
 from initlab.errors import unknown_name
 from initlab.measuring import Histogram, Stats, quick
-from initlab.observing import HIDDEN, Observer, Record, Wanted
-from initlab.preserving import is_lazy, preserved
+from initlab.observing import Observer, Record, Wanted
+from initlab.preserving import is_lazy, named_modules, preserved
 from initlab.sites import Site, Trace
 
 __all__ = ["Histogram", "Site", "Stats", "Trace", "trace"]
@@ -132,7 +140,7 @@ def trace(
         _check_target(target, loss_fn, batch_size)
         _materialize(model, copies, seed)
         with preserved(model, seed) as state:
-            observer = Observer(model, state, wanted, batch_size, batch_dim)
+            observer = Observer(state, wanted, batch_size, batch_dim)
             try:
                 observer.install()
                 signal = _forward(model, observer, copies, output, backward)
@@ -231,6 +239,11 @@ class _Inputs:
         if not self.tensors:
             raise ValueError("no tensor among the inputs: there is nothing to trace")
         for name, tensor in self.tensors.values():
+            if tensor.is_nested:
+                raise ValueError(
+                    f"{name} is a nested tensor, whose samples have shapes of their own: pad it, "
+                    "as with torch.nested.to_padded_tensor(…, 0.0)"
+                )
             if tensor.numel() == 0 and -tensor.ndim <= batch_dim < tensor.ndim:
                 size = tensor.shape[batch_dim]
                 what = f"{size} samples along batch_dim {batch_dim}" if not size else "no elements"
@@ -289,7 +302,7 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor], seen: dict[int,
 
 def _materialize(model: nn.Module, copies: _Inputs, seed: int) -> None:
     """Give lazy modules their shapes, and leave nothing else behind."""
-    lazy = [module for module in model.modules() if is_lazy(module)]
+    lazy = [module for _, module in named_modules(model) if is_lazy(module)]
     if not lazy:
         return
     with preserved(model, seed), torch.no_grad():
@@ -317,7 +330,8 @@ def _forward(
             last = observer.records[-1].name
             error.add_note(f"initlab.trace: raised in the forward pass, after site {last!r}")
             raise
-        signal = _pick(result, selector)
+        with observer.following():
+            signal = _pick(result, selector)
         observer.see_output(signal)
     return signal
 
@@ -433,6 +447,8 @@ def _backward(
     root = signal if scalar is None else scalar
     if root.is_complex():
         raise ValueError("the output is complex: pick a real function of it with output=…")
+    if root.is_nested:
+        raise ValueError("the output is a nested tensor: pick or pad a dense one with output=…")
     if not root.requires_grad:
         raise ValueError(
             "the output has no gradient: it was computed under no_grad, detached, or from frozen "
@@ -443,7 +459,7 @@ def _backward(
     leaves = [*parameters, *copies.leaves]
     observer.in_backward = True
     try:
-        if _has_reentrant_checkpoint(root, observer):
+        if observer.checkpoints.are_reached_from(root):
             gradients = _backward_reentrant(observer, root, cotangent, leaves)
         else:
             observer.remove()
@@ -466,50 +482,28 @@ def _cotangent(signal: Tensor, probe: Probe, seed: int) -> Tensor:
     return drawn.to(signal)
 
 
-def _has_reentrant_checkpoint(root: Tensor, observer: Observer) -> bool:
-    """Whether a section of the graph will be run again inside the backward pass."""
-    if not any(record.note == HIDDEN for record in observer.records):
-        return False
-    waiting, seen = [root.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False
-
-
 def _backward_reentrant(
     observer: Observer, root: Tensor, cotangent: Tensor, leaves: list[Tensor]
 ) -> list[Tensor | None]:
-    """``autograd.grad`` cannot pass a reentrant checkpoint: accumulate in ``.grad`` instead.
-
-    This is ``torch.autograd.backward``, which as a torch function would run unobserved.
-    """
+    """``autograd.grad`` cannot pass a reentrant checkpoint: accumulate in ``.grad`` instead."""
     observer.expect_recomputation()
     with observer:
-        torch.autograd.graph._engine_run_backward(
-            (root,), (cotangent,), False, False, (), allow_unreachable=True, accumulate_grad=True
-        )
+        accumulate((root,), (cotangent,))
     return [leaf.grad for leaf in leaves]
 
 
 # ---------------------------------------------------------------- result
 
 
-_RECORDED = [
-    field.name
-    for field in fields(Site)
-    if field.name not in ("index", "reached", "fan_in", "fan_out")
-]
+_UNSET = {field.name: field.default for field in fields(Site) if field.default is not MISSING}
 
 
 def _site(record: Record, index: int, backward: bool) -> Site:
-    fan_in, fan_out = (None if f is None or f != f else f for f in (record.fan_in, record.fan_out))
-    reached = record.backward is not None if backward else None
-    assert record.forward is not None
-    recorded = {name: getattr(record, name) for name in _RECORDED}
-    return quick(Site, index=index, reached=reached, fan_in=fan_in, fan_out=fan_out, **recorded)
+    found = _UNSET | vars(record)
+    del found["channels_first"]
+    found["index"] = index
+    found["reached"] = record.backward is not None if backward else None
+    for fan in ("fan_in", "fan_out"):
+        if found[fan] != found[fan]:
+            found[fan] = None
+    return quick(Site, **found)

@@ -222,8 +222,8 @@ def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explor
 
 
 def test_where_theory_is_silent_the_sentence_says_why(explorer):
-    explorer.controls["architecture"].value = "cnn"
-    assert "No theory is drawn for the architecture 'cnn' yet." in explorer.status
+    explorer.controls["norm"].value = "batch"
+    assert "No theory is drawn: normalization rescales" in explorer.status
 
 
 def test_an_explosion_is_named_by_its_layer():
@@ -320,3 +320,14 @@ def test_the_table_sets_the_gradient_beside_theory_on_the_same_scale():
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[5:7] == ["1", "1"]
     assert explorer.trace["output"].backward.second_moment < 0.01
+
+
+def test_a_slider_that_rounds_to_its_steps_does_not_change_the_value():
+    explorer = SignalExplorer(START)
+    explorer.experiment = START.replace(gain=1.592537)
+    number = explorer.controls["gain"].number
+    assert number.slider.value == pytest.approx(1.59)
+    number.slider.value = 1.5900000001  # what a browser sends back
+    assert explorer.experiment.gain == 1.592537
+    number.slider.value = 1.60  # a key press
+    assert explorer.experiment.gain == 1.60

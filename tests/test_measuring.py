@@ -7,8 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initlab.activations import ACTIVATIONS, activation
-from initlab.measuring import Meter, Stats, UnitMeter, geometry, histogram, why_opaque
+from initlab.measuring import (
+    Meter,
+    Stats,
+    _deliver,
+    _Job,
+    _sum_on_device,
+    _Wish,
+    geometry,
+    histogram,
+    why_opaque,
+)
 
 SHAPES = [(3, 1), (8, 5), (4, 3, 8, 8), (256, 256), (1000, 300), (24, 3, 64, 64), (1, 300_000)]
 
@@ -80,26 +89,82 @@ def test_float64_is_summed_in_float64():
     assert measured(tensor * 1e100)[0].nonfinite == 0
 
 
-@pytest.mark.parametrize("shape", [(16, 20), (64, 1000)])
-def test_non_finite_elements_are_counted_and_left_out(shape):
-    tensor = torch.randn(shape)
-    tensor[3, 5], tensor[:, 7], tensor[2, 2] = math.nan, math.inf, 0.0
+SPOILED = {
+    "one infinity": ([math.inf], math.inf, math.inf, math.inf),
+    "minus infinity": ([-math.inf, -math.inf], -math.inf, math.inf, math.inf),
+    "both infinities": ([math.inf, -math.inf], math.nan, math.inf, math.inf),
+    "a nan": ([math.nan], math.nan, math.nan, math.nan),
+    "a nan and an infinity": ([math.nan, math.inf], math.nan, math.nan, math.nan),
+}
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (64, 1000), (3, 100_000), (1, 70_000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_moments_of_a_partly_overflowed_tensor_are_those_of_all_its_elements(shape, dtype, spoil):
+    values, mean, second, largest = SPOILED[spoil]
+    tensor = torch.randn(shape).to(dtype)
+    tensor[0, 7], tensor[-1, 3 : 3 + len(values)] = 0.0, torch.tensor(values).to(dtype)
     stats, zeros = measured(tensor)
-    finite = tensor[torch.isfinite(tensor)].double()
-    assert stats.nonfinite == tensor.numel() - finite.numel() == shape[0] + 1
-    assert stats.mean == pytest.approx(float(finite.mean()))
-    assert stats.var == pytest.approx(float(finite.var(correction=0)))
-    assert zeros == 1 / tensor.numel()
-    columns = [c[torch.isfinite(c)] for c in tensor.double().unbind(1)]
-    across = [float(c.var(correction=0)) for c in columns if len(c)]
-    assert stats.across_samples_var == pytest.approx(sum(across) / len(across))
+    assert stats.nonfinite == len(values)
+    assert stats.numel == tensor.numel()
+    found = (stats.mean, stats.second_moment, stats.abs_max)
+    assert found == pytest.approx((mean, second, largest), nan_ok=True)
+    assert math.isnan(stats.var)
+    assert math.isnan(stats.across_samples_var)
+    assert math.isnan(stats.across_units_var)
+    assert zeros == pytest.approx(float((tensor == 0).double().mean()))
+    some, _ = measured(tensor, moments_only=True)
+    assert (some.mean, some.second_moment) == pytest.approx((mean, second), nan_ok=True)
+    assert some.nonfinite == len(values)
 
 
-def test_a_tensor_without_finite_elements_has_no_moments():
-    stats, _ = measured(torch.full((5, 3), math.nan))
-    assert stats.nonfinite == 15
-    assert math.isnan(stats.mean)
-    assert math.isnan(stats.second_moment)
+@pytest.mark.parametrize("shape", [(256, 64), (181, 181), (1000, 300)])
+def test_sums_over_few_distinct_values_are_not_rounded_one_way(shape):
+    pixels = torch.randint(0, 17, shape, generator=torch.Generator().manual_seed(0)) / 16 - 0.3
+    expected = plain(pixels)
+    stats, _ = measured(pixels)
+    assert stats.second_moment == pytest.approx(expected["second_moment"], rel=1e-5)
+    assert stats.across_samples_var == pytest.approx(expected["across_samples_var"], rel=1e-4)
+
+
+@pytest.mark.parametrize("spoil", [None, math.inf, -math.inf, math.nan])
+def test_the_sums_taken_on_a_gpu_are_those_taken_on_the_cpu(spoil):
+    tensors = torch.randn(3, 20, 30).relu()
+    if spoil is not None:
+        tensors[1, 2, 3] = spoil
+    found: list[tuple[Stats, float | None]] = []
+    job = _Job(lambda *result: found.append(result), 20, 30, _Wish(True, True, True))
+    _deliver([job] * 3, _sum_on_device(tensors).numpy(), moments_only=False)
+    for tensor, (stats, zeros) in zip(tensors, found, strict=True):
+        expected, expected_zeros = measured(tensor)
+        assert zeros == expected_zeros
+        for name, value in vars(expected).items():
+            assert getattr(stats, name) == pytest.approx(value, rel=1e-5, nan_ok=True), name
+
+
+def test_an_overflow_does_not_spoil_its_neighbours():
+    tensors = [torch.randn(16, 20) for _ in range(3)]
+    tensors[1][0, 0] = math.inf
+    results: list[Stats] = []
+    meter = Meter()
+    for tensor in tensors:
+        meter.add(tensor, 0, True, lambda stats, _: results.append(stats))
+    meter.finish()
+    assert [stats.nonfinite for stats in results] == [0, 1, 0]
+    assert_right(results[0], tensors[0])
+    assert_right(results[2], tensors[2])
+
+
+def test_a_shape_that_once_needed_care_is_measured_fast_and_right_again():
+    results: list[Stats] = []
+    meter = Meter()
+    tensors = [torch.randn(100, 200) + offset for offset in (0.0, 1e4, 0.0, 0.0)]
+    for tensor in tensors:
+        meter.add(tensor, 0, True, lambda stats, _: results.append(stats))
+    meter.finish()
+    for stats, tensor in zip(results, tensors, strict=True):
+        assert_right(stats, tensor)
 
 
 def test_the_batch_dimension_may_be_any():
@@ -165,44 +230,6 @@ def test_sums_in_blocks_agree_with_plain_formulas(samples, units, offset, scale,
     assert len(results) == 3
     for index, stats in results:
         assert_right(stats, tensors[index], rel=2e-3)
-
-
-# ---------------------------------------------------------------- pre-activations
-
-
-def units_of(z, name, axis=-1):
-    results = []
-    meter = UnitMeter()
-    meter.add(z, axis, activation(name), lambda dead, outside: results.append((dead, outside)))
-    meter.finish()
-    return results[0]
-
-
-@pytest.mark.parametrize("shape", [(16, 20), (64, 300), (4, 6, 30), (8, 40, 50)])
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_dead_units_are_those_without_slope_anywhere(shape, name):
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 8
-    z[..., 0], z[..., 1], z[..., 2] = -200.0, 200.0, 0.0
-    z[..., 3] = torch.where(z[..., 3] > 0, 200.0, -200.0)
-    z[..., 4] = -9.5
-    slope = ACTIVATIONS[name].derivative(z)
-    expected = (slope.reshape(-1, shape[-1]) == 0).all(0).double().mean()
-    assert units_of(z, name)[0] == pytest.approx(float(expected))
-
-
-def test_a_channel_is_one_unit():
-    z = torch.randn(4, 10, 8, 8)
-    z[:, :3] = -z[:, :3].abs()
-    assert units_of(z, "relu", 1)[0] == pytest.approx(0.3)
-
-
-def test_saturation_follows_the_declared_tails():
-    for shape in [(8, 10), (100, 200)]:
-        z = torch.randn(shape) * 3
-        low, high = ACTIVATIONS["tanh"].tails
-        expected = float(((z < low) | (z > high)).double().mean())
-        assert units_of(z, "tanh")[1] == pytest.approx(expected)
-        assert units_of(z, "relu")[1] is None
 
 
 # ---------------------------------------------------------------- options

@@ -38,6 +38,21 @@ def test_a_cnn_keeps_the_image_size_and_pools_before_its_head(channels, widths, 
     assert names(model)[2 * len(widths) :] == tail
 
 
+def test_dropout_stands_before_each_affine_layer_but_the_first():
+    assert names(mlp(3, [4, 5], "relu", dropout=0.5)) == [
+        "linear1", "act1", "drop1", "linear2", "act2",
+    ]  # fmt: skip
+    assert names(cnn(1, [4], "relu", dropout=0.5, head=2))[2:] == [
+        "drop1",
+        "pool",
+        "flatten",
+        "head",
+    ]
+    assert mlp(3, [4, 5], "relu", dropout=0.5)[2].p == 0.5
+    with pytest.raises(ValueError, match="dropout=1 must be a probability"):
+        mlp(3, [4, 5], "relu", dropout=1)
+
+
 def test_the_output_of_a_network_without_head_is_activated():
     assert isinstance(mlp(3, [4, 5], "relu")[-1], nn.ReLU)
     assert (mlp(3, [4, 5], "relu")(torch.randn(50, 3)) >= 0).all()

@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Polygon
 from torch import nn
 
 from initlab import Experiment, plot, trace
@@ -56,7 +57,7 @@ def test_three_seeds_are_a_median_with_its_band():
     values = [[site.forward.second_moment for site in each.select(kind="affine")]
               for each in traces]  # fmt: skip
     np.testing.assert_allclose(line.get_ydata(), np.median(values, axis=0))
-    assert len(figure.axes[0].collections) == 1
+    assert sum(isinstance(each, Polygon) for each in figure.axes[0].patches) == 1
 
 
 def test_an_overflow_ends_the_curve_and_is_named():

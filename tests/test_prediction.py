@@ -21,27 +21,21 @@ def layers(predicted):
 # ---------------------------------------------------------------- the same sites as the trace
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("loss", ["probe", "cross_entropy"])
 @pytest.mark.parametrize("widths", [None, (9,), (30, 20, 10)])
-def test_sites_are_named_as_those_of_the_trace(loss, widths):
-    experiment = Experiment(depth=3, width=8, widths=widths, batch_size=20, loss=loss)
+def test_sites_are_named_as_those_of_the_trace(loss, widths, dropout, architecture):
+    experiment = Experiment(
+        architecture=architecture, depth=3, width=8, widths=widths, batch_size=20, loss=loss,
+        dropout=dropout,
+    )  # fmt: skip
     predicted, traced = experiment.predict(), experiment.run()
     for field in ("name", "kind", "depth"):
         assert [getattr(s, field) for s in predicted] == [getattr(s, field) for s in traced]
 
 
-NAMED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.xfail(
-            name == "prelu", reason="a trace names nn.PReLU, which has a weight, linear1.prelu"
-        ),
-    )
-    for name in ACTIVATIONS
-]
-
-
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_sites_are_named_as_those_of_the_trace_for_every_activation(name):
     experiment = SMALL.replace(activation=name)
     assert [s.name for s in experiment.predict()] == [s.name for s in experiment.run()]
@@ -159,6 +153,25 @@ def test_a_given_gain_counts_where_the_scheme_uses_one(name):
         for g in (1.0, 2.0)
     )
     assert twice / once == pytest.approx(4 if SCHEMES[name].uses_gain else 1)
+
+
+def test_dropout_divides_second_moments_by_what_it_keeps_and_drives_samples_apart():
+    plain, dropped = (Experiment(depth=8, data="noise", dropout=p).predict() for p in (0.0, 0.4))
+    for layer in range(1, 9):
+        before, after = (p[f"linear{layer}"].forward for p in (plain, dropped))
+        assert after.second_moment == pytest.approx(before.second_moment / 0.6 ** (layer - 1))
+    cosine = {
+        name: 1 - stats.across_samples_var / stats.second_moment
+        for name, stats in (
+            ("plain", plain["linear8"].forward),
+            ("dropped", dropped["linear8"].forward),
+        )
+    }
+    assert cosine["dropped"] < 0.7 * cosine["plain"]
+    assert dropped["drop1"].forward.second_moment == pytest.approx(1 / 0.6)
+    assert dropped["act1"].backward.second_moment == pytest.approx(
+        dropped["drop1"].backward.second_moment / 0.6
+    )
 
 
 def test_a_constant_activation_derivative_of_zero_stops_the_gradient_without_a_nan():

@@ -1,13 +1,10 @@
-"""A trace, site by site, against taps placed by hand in the models' own code.
-
-``Tapped.tap`` does nothing in a trace. In the reference run it keeps the tensor and adds a zero to
-it, whose gradient is that of the tensor: an instrument that shares nothing with the tracer.
-"""
+"""A trace, site by site, against taps placed by hand in the models' own code."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import pickle
 import random
 from types import SimpleNamespace
@@ -18,75 +15,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from taps import SEED, Tapped, agree, batch, check
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from initlab.activations import Elementwise, activation
-from initlab.tracing import Site, Trace, trace
-
-SEED = 0
-
-
-class Tapped(nn.Module):
-    """A model whose own code says what each site should have seen."""
-
-    taps: dict[str, Tensor] | None = None
-    probes: dict[str, Tensor]
-
-    def tap(self, name: str, tensor: Tensor) -> Tensor:
-        if self.taps is None:
-            return tensor
-        self.taps[name] = tensor.detach().clone()
-        self.probes[name] = torch.zeros_like(tensor, requires_grad=True)
-        return tensor + self.probes[name]
-
-
-def reference(model: Tapped, *inputs, pick=lambda output: output, **kwargs):
-    """Values and gradients at the taps, under the cotangent that trace draws."""
-    model.taps, model.probes = {}, {}
-    try:
-        torch.manual_seed(SEED)
-        output = pick(model(*inputs, **kwargs))
-        generator = torch.Generator().manual_seed(SEED)
-        cotangent = torch.randn(output.shape, generator=generator).to(output)
-        names = list(model.probes)
-        found = torch.autograd.grad(
-            output, [model.probes[name] for name in names], cotangent, allow_unused=True
-        )
-        return model.taps, dict(zip(names, found, strict=True))
-    finally:
-        model.taps = None
-
-
-def agree(site: Site, value: Tensor, gradient: Tensor | None, rel: float = 1e-4) -> None:
-    assert site.shape == tuple(value.shape)
-    for stats, tensor in ((site.forward, value), (site.backward, gradient)):
-        if tensor is None:
-            assert stats is None
-            assert site.reached is False
-            continue
-        assert stats is not None, site.name
-        h = tensor.double()
-        second = float(h.square().mean())
-        assert stats.second_moment == pytest.approx(second, rel=rel), site.name
-        assert stats.mean == pytest.approx(float(h.mean()), abs=1e-4 * second**0.5)
-        assert stats.abs_max == pytest.approx(float(h.abs().max()), rel=1e-5)
-
-
-def check(model: Tapped, *inputs, rel: float = 1e-4, pick=lambda output: output, **kwargs) -> Trace:
-    """Trace a model and compare every tapped site with its tap."""
-    taps, gradients = reference(model, *inputs, pick=pick, **kwargs)
-    traced = trace(model, *inputs, model_kwargs=kwargs, seed=SEED, output=pick)
-    for name, value in taps.items():
-        agree(traced[name], value, gradients[name], rel)
-    return traced
-
-
-def batch(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
+from initlab.tracing import Trace, trace
 
 # ---------------------------------------------------------------- models of every kind
 
@@ -563,10 +499,7 @@ class Siamese(Tapped):
 
 
 def test_two_calls_in_one_loss():
-    model = Siamese()
-    taps, _ = reference(model, batch(4, 6), batch(4, 6, seed=2))
-    traced = trace(model, batch(4, 6), batch(4, 6, seed=2))
-    assert set(taps) <= set(traced.names)
+    traced = check(Siamese(), batch(4, 6), batch(4, 6, seed=2))
     assert traced.names[:2] == ("input", "y")
     assert traced["output"].backward.mean == 1
 
@@ -673,6 +606,24 @@ def test_a_composed_activation_module_is_one_site():
     assert traced["1"].dead_fraction == 0
 
 
+class Preactivated(nn.Module):
+    """An activation and a weight in one leaf: the layer keeps the leaf's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return F.linear(torch.relu(x), self.weight)
+
+
+def test_an_activation_module_with_a_slope_of_its_own_names_its_own_site():
+    model = nn.Sequential(nn.Linear(6, 6), nn.PReLU(), nn.PReLU(6), Preactivated())
+    traced = trace(model, batch(4, 6))
+    assert traced.names == ("input", "0", "1", "2", "2.relu", "3", "output")
+    assert [site.kind for site in traced[2:4]] == ["activation", "activation"]
+
+
 def test_modules_named_like_the_ends_keep_the_names_unique():
     class Ends(nn.Module):
         def __init__(self):
@@ -760,6 +711,22 @@ def test_cross_entropy_over_positions():
     logits = nn.Linear(6, 3)
     target = torch.randint(0, 3, (4, 5))
     assert trace(logits, batch(4, 5, 6), target=target).num_classes == 3
+
+
+def test_a_partly_overflowed_site_is_not_shown_as_a_number():
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(0.1)
+        model[0].weight[0] = 3e38
+    traced = trace(model, batch(5, 6).abs() + 1)
+    site = traced["0"]
+    assert site.forward.nonfinite == 5
+    assert site.forward.second_moment == math.inf
+    assert math.isnan(site.forward.var)
+    assert traced.to_frame().loc["0", "forward_second_moment"] == math.inf
+    html = traced._repr_html_()
+    assert "5 not finite" in html
+    assert "<td>inf</td>" in html
 
 
 def test_vanishing_and_exploding_signals_are_reported_as_such():

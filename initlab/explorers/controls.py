@@ -5,6 +5,7 @@ Every control is an ipywidget with a ``value``, so that code drives it as a hand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +63,6 @@ class Number(_Composite):
         text = widgets.IntText if whole else widgets.FloatText
         self.slider = slider(
             description=description,
-            value=min(max(value, low), high),
             min=low,
             max=high,
             step=step,
@@ -75,8 +75,10 @@ class Number(_Composite):
             [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
         )
         self.add_class("initlab-number")
+        self._step = step
         self.value = value
-        self.slider.observe(self._changed, "value")
+        self.slider.value = self._on_slider()
+        self.slider.observe(self._slid, "value")
         self.text.observe(self._changed, "value")
         self.observe(self._follow, "value")
 
@@ -84,11 +86,24 @@ class Number(_Composite):
         if not self._writing:
             self.value = change["new"]
 
+    def _slid(self, change: Any) -> None:
+        """A browser rounds a value to the slider's steps and sends it back: that is no move."""
+        if abs(change["new"] - self._on_slider()) > self._step / 4:
+            self._changed(change)
+
+    def _on_slider(self) -> float:
+        """The step of the slider that is nearest to the value."""
+        low, high = self.slider.min, self.slider.max
+        if not math.isfinite(self.value):
+            return low
+        steps = round((min(max(self.value, low), high) - low) / self._step)
+        return min(low + steps * self._step, high)
+
     def _follow(self, change: Any) -> None:
         """Show the value in both parts; the slider stops at its ends."""
         with self._to_parts():
             self.text.value = self.value
-            self.slider.value = min(max(self.value, self.slider.min), self.slider.max)
+            self.slider.value = self._on_slider()
 
 
 class OptionalNumber(_Composite):

@@ -56,7 +56,7 @@ _BIASES = (
 )
 _MORE = (
     "architecture", "data", "loss",
-    "norm", "padding", "batch_size",
+    "norm", "dropout", "padding", "batch_size",
     "bias", "bias_std", "gain",
     "seed", "right",
 )  # fmt: skip
@@ -143,6 +143,7 @@ class SignalExplorer(widgets.VBox):
             "bias": choice("bias", _BIASES, _OWN_BIAS),
             "bias_std": Number("bias σ", 0.0, 0.0, 1.0, step=0.01),
             "norm": choice("norm", NORMS, now.norm),
+            "dropout": Number("dropout", now.dropout, 0.0, 0.9, step=0.05),
             "padding": choice("padding", PADDINGS, now.padding),
             "batch_size": Number("batch", now.batch_size, 1, 1024),
             "seed": Number("seed", now.seed, 0, 100),

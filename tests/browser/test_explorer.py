@@ -174,6 +174,8 @@ def test_every_control_moves_the_picture_by_keyboard(explorer):
     handle = shown.page.locator(".initlab-explorer .initlab-optional .noUi-handle").first
     handle.wait_for(state="visible")
     shown.changes(lambda: shown.press(handle, "ArrowRight"))
+    handle, _ = shown.number("dropout")
+    shown.changes(lambda: handle.press("ArrowRight"))
     for label in ("scheme", "activation", "norm", "measure", "network", "padding", "loss"):
         menu = shown.menu(label)
         shown.changes(lambda menu=menu: shown.press(menu, "ArrowDown"))

@@ -113,6 +113,7 @@ SAMPLE = [
     {"activation": "selu", "data": "digits", "scheme": "lecun_normal"},
     {"activation": "sigmoid", "data": "noise"},
     {"activation": "gelu", "data": "noise", "scheme": "xavier_normal"},
+    {"activation": "relu", "data": "noise", "dropout": 0.3},
     {"activation": "relu", "data": "digits", "architecture": "cnn"},
 ]
 
@@ -154,7 +155,7 @@ def test_the_band_covers_most_draws_of_each_case(index, width):
 
 
 def test_the_band_covers_95_percent_over_all_cases():
-    """880 pairs of a draw and a direction: a binomial share of 0.95 has a standard error of
+    """960 pairs of a draw and a direction: a binomial share of 0.95 has a standard error of
     0.007; but the theory is of first order in 1/n, and the band of convolutions is wide."""
     inside = [
         (np.abs(logs(index, width)[place]) <= 1).mean()

@@ -1,0 +1,69 @@
+"""How the weights of a layer should be drawn, given the activation that it reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from initlab.activations import Activation
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How to draw the weights of a layer: gain²/fan_in is their variance.
+
+    ``activation`` is set where the gain is that activation's own. ``centred`` weights have rows
+    that sum to 0, so that the mean of what they read does not pass: h = W·(φ − E φ).
+    """
+
+    scheme: str
+    gain: float
+    activation: str | None = None
+    centred: bool = False
+
+
+PLAIN = Draw("lecun_normal", 1.0)
+"""For what is of unit variance already: inputs, normalized signals, residual streams."""
+
+LOGITS = Draw("lecun_normal", 0.1)
+"""For the last layer of a classifier: logits near 0 start the loss at log C, whatever the layers
+below do to the scale (Goyal et al. 2017, sec. 5.1, draw them with a standard deviation of 0.01)."""
+
+
+def draw_after(phi: Activation | None) -> Draw:
+    """The draw that keeps signal and gradient of layers that read this activation.
+
+    - Positively homogeneous (relu, leaky relu): 1/√(E φ²), which keeps both (He et al. 2015).
+    - Two tails (tanh, sigmoid): 1/φ'(0) on centred weights, the edge of chaos, where the gradient
+      neither grows nor decays exponentially (Schoenholz et al. 2017). For sigmoid that is the
+      factor 4 of Glorot and Bengio (2010).
+    - A mean that outweighs its variation (softplus): 1/√(Var φ) on centred weights.
+    - All others (gelu, silu, elu): 1/√(E φ²).
+
+    >>> from initlab.activations import ACTIVATIONS
+    >>> draw_after(ACTIVATIONS["sigmoid"])
+    Draw(scheme='lecun_normal', gain=4.0, activation=None, centred=True)
+    """
+    if phi is None or phi.name == "identity":
+        return PLAIN
+    moments = phi.moments(1.0)
+    centred = moments.mean**2 > moments.second_moment / 2
+    if phi.tails is not None and all(map(math.isfinite, phi.tails)):
+        gain = 1 / math.sqrt(phi.moments(0.0).derivative_second_moment)
+        return Draw("lecun_normal", gain, centred=centred)
+    if centred:
+        return Draw("lecun_normal", 1 / math.sqrt(moments.variance), centred=True)
+    return Draw("kaiming_normal", 1 / math.sqrt(moments.second_moment), phi.name)
+
+
+def right_gains(phi: Activation | None) -> tuple[float, float]:
+    """The smallest and the largest gain that are right for layers that read this activation.
+
+    They lie between the edge of chaos and 1/√(E φ²): for tanh between 1 and 1.59. Of layers that
+    read no activation, between 1 and the √2 that is customary in front of relu as well.
+    """
+    draw = draw_after(phi)
+    if phi is None or draw is PLAIN:
+        return 1.0, math.sqrt(2)
+    forward = 1 / math.sqrt(phi.moments(1.0).second_moment)
+    return min(draw.gain, forward), max(draw.gain, forward)

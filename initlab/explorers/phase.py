@@ -1,0 +1,407 @@
+"""PhaseExplorer: the ordered and the chaotic phase of a network, and whether one obeys the maps."""
+
+from __future__ import annotations
+
+import html
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+
+from initlab import theory
+from initlab.activations import ACTIVATIONS
+from initlab.activations import activation as resolve
+from initlab.experiment import Experiment
+from initlab.explorers.controls import Number, choice
+from initlab.explorers.draggable import DraggableFigure
+from initlab.explorers.phase_picture import STARTS, Course, PhasePicture
+from initlab.explorers.phase_point import (
+    Forecast,
+    finding,
+    forecast,
+    inputs,
+    measure,
+    network_at,
+    on_the_plane,
+    script,
+    sigma_b_of,
+    sigma_w_of,
+    view,
+)
+from initlab.explorers.plane import SIGMA_B, SIGMA_W, plane
+from initlab.tracing import Trace, trace
+
+_STEP = 0.01  # of sigma, per arrow key
+
+
+class PhaseExplorer(widgets.VBox):
+    """Move a point over the (sigma_w, sigma_b) plane; see which phase it is in, and if a net obeys.
+
+    The network is a wide mlp with weights N(0, sigma_w²/n) and biases N(0, sigma_b²). What enters
+    its first layer is φ(h₀), where the h₀ have second moment 1 and are correlated in pairs, so that
+    layer 0 is where the maps begin. The point is dragged in the picture, or moved by the arrow keys
+    when the picture has the focus (with Shift ten times as far), or by the sliders.
+
+    Args:
+        activation: a name of ``ACTIVATIONS``.
+        sigma_w: standard deviation of the weights times √width, above 0.
+        sigma_b: standard deviation of the biases, at least 0.
+        depth: layers of the measured network.
+        width: units of each.
+        seed: of its weights and inputs.
+
+    Attributes:
+        controls: name of an argument → widget with a ``value``.
+        prediction: what theory says, a ``Forecast``; None while there is an error.
+        figure: the matplotlib figure.
+        timing: milliseconds of the last update: compute, draw, encode.
+
+    Raises:
+        ValueError, TypeError: the sentence names argument, value and what is accepted.
+    """
+
+    def __init__(
+        self,
+        activation: str = "tanh",
+        sigma_w: float = 1.5,
+        sigma_b: float = 0.3,
+        depth: int = 50,
+        *,
+        width: int = 300,
+        seed: int = 0,
+    ) -> None:
+        self._start = self._experiment = network_at(
+            activation, sigma_w, sigma_b, depth, width, seed
+        )
+        self._lock = threading.RLock()
+        self._newest = 0
+        self._writer: int | None = None  # the thread that writes the controls, if one does
+        self._steps = (0, 0)
+        self._text = ""
+        self._seen: Trace | None = None
+        self.prediction: Forecast | None = None
+        self.measured: Course | None = None
+        self.timing: dict[str, float] = {}
+        self._picture = PhasePicture()
+        self.figure = self._picture.figure
+        self.live = DraggableFigure(self.figure)
+        self.live.area = [float(edge) for edge in self.live.boxes()[0]]
+        self._status = widgets.HTML(layout=widgets.Layout(min_height="44px", margin="0 6px"))
+        self._status.add_class("initlab-status")
+        self.controls = self._make_controls()
+        self._code = widgets.Textarea(
+            rows=18, layout=widgets.Layout(width="100%"), description="code"
+        )
+        super().__init__(self._arrange())
+        self.add_class("initlab-explorer")
+        self._load(self._experiment)
+        self._observe()
+        self._refresh()
+
+    # ------------------------------------------------------------ the parts
+
+    def _make_controls(self) -> dict[str, Any]:
+        now = self._experiment
+        return {
+            "activation": choice("activation", ACTIVATIONS, now.activation),
+            "sigma_w": _Sigma("σ_w", sigma_w_of(now), 0.05, SIGMA_W[1]),
+            "sigma_b": _Sigma("σ_b", sigma_b_of(now), *SIGMA_B),
+            "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
+            "width": Number("width", now.width, 50, 1000, step=50, label_width="50px"),
+            "seed": Number("seed", now.seed, 0, 100, label_width="50px"),
+        }
+
+    def _arrange(self) -> list[widgets.Widget]:
+        row = widgets.Layout(flex_flow="row wrap", width="100%")
+        main = [self.controls[name] for name in ("activation", "sigma_w", "sigma_b", "depth")]
+        more = [self.controls[name] for name in ("width", "seed")]
+        self._folds = [
+            _fold("more: width and seed of the network", widgets.HBox(more, layout=row)),
+            _fold("PyTorch code", self._code),
+        ]
+        buttons = [
+            self._button("To the edge", "move σ_w to the edge of chaos", self.to_the_edge),
+            self._button("Resample", "draw new weights and inputs", self.resample),
+            self._button("Reset", "return to where this explorer began", self.reset),
+        ]
+        return [
+            widgets.HBox(main, layout=row),
+            self.live,
+            self._status,
+            widgets.HBox(buttons),
+            *self._folds,
+        ]
+
+    def _button(self, text: str, tooltip: str, action: Any) -> widgets.Button:
+        button = widgets.Button(
+            description=text, tooltip=tooltip, layout=widgets.Layout(width="104px")
+        )
+        button.on_click(lambda _: action())
+        return button
+
+    def _observe(self) -> None:
+        for control in self.controls.values():
+            control.observe(lambda _: self._changed(), "value")
+        self._folds[1].observe(lambda _: self._fill_folds(), "selected_index")
+        self.live.observe(self._dragged, "pressed")
+        self.live.observe(self._stepped, "steps")
+
+    # ------------------------------------------------------------ what others may call
+
+    @property
+    def experiment(self) -> Experiment:
+        """The network as an Experiment, with the very weights that are measured.
+
+        Assign any mlp without norm whose weights have mean 0: its sigma_w and sigma_b are shown.
+        """
+        return self._experiment
+
+    @experiment.setter
+    def experiment(self, experiment: Experiment) -> None:
+        if not isinstance(experiment, Experiment):
+            raise TypeError(f"experiment must be an Experiment, not {type(experiment).__name__}")
+        shown = on_the_plane(experiment)
+        with self._lock:
+            self._load(shown)
+            self._refresh()
+
+    @property
+    def trace(self) -> Trace | None:
+        """The network that is shown, traced forward and backward; None while there is an error."""
+        with self._lock:
+            if self._seen is None and self.measured is not None:
+                now = self._experiment
+                phi = resolve(now.activation)
+                entering = phi(inputs(now.width, now.data_seed))
+                self._seen = trace(now.build(), entering, seed=now.probe_seed)
+            return self._seen
+
+    @property
+    def status(self) -> str:
+        """The text of the status line."""
+        return self._text
+
+    def summary(self) -> str:
+        """What is shown, in two short deterministic lines."""
+        now = self._experiment
+        place = f"sigma_w {now.gain:.4g}, sigma_b {now.bias_std:.4g}"
+        return f"mlp {now.depth} × {now.width}, {now.activation}, {place}\n{self._text}"
+
+    def code(self) -> str:
+        """A stand-alone PyTorch script that measures q and c of every layer, as shown."""
+        return script(self._experiment)
+
+    def to_the_edge(self) -> None:
+        """Move sigma_w to the edge of chaos; say so where there is none at this sigma_b."""
+        try:
+            sigma_w = theory.critical_sigma_w(
+                self.controls["activation"].value, self.controls["sigma_b"].value
+            )
+        except (ValueError, TypeError) as error:
+            self._say(f"{_capital(str(error))}.")
+            return
+        self.controls["sigma_w"].value = sigma_w
+
+    def resample(self) -> None:
+        """Draw everything anew, with the next seed."""
+        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
+
+    def reset(self) -> None:
+        """Return to the first point of the first activation."""
+        self.experiment = self._start
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
+        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
+        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
+
+    def __repr__(self) -> str:
+        return f"PhaseExplorer: {self.summary()}"
+
+    # ------------------------------------------------------------ controls ⇄ experiment
+
+    def _load(self, experiment: Experiment) -> None:
+        """Show this experiment in the controls, without reacting to each."""
+        with self._quietly():
+            self._experiment = experiment
+            self.controls["sigma_w"].value = experiment.gain
+            self.controls["sigma_b"].value = experiment.bias_std
+            for name in ("activation", "depth", "width", "seed"):
+                self.controls[name].value = getattr(experiment, name)
+
+    def _dragged(self, change: Any) -> None:
+        x, y = change["new"]
+        self._move(x * SIGMA_W[1], y * SIGMA_B[1])
+
+    def _stepped(self, change: Any) -> None:
+        with self._lock:
+            right, up = (new - old for new, old in zip(change["new"], self._steps, strict=True))
+            self._steps = tuple(change["new"])
+            sigma_w, sigma_b = (self.controls[name].value for name in ("sigma_w", "sigma_b"))
+            self._move(sigma_w + right * _STEP, sigma_b + up * _STEP)
+
+    def _move(self, sigma_w: float, sigma_b: float) -> None:
+        """Both coordinates at once, rounded to steps, in one update of the picture."""
+        with self._lock, self._quietly():
+            self.controls["sigma_w"].value = max(round(sigma_w, 2), _STEP)
+            self.controls["sigma_b"].value = max(round(sigma_b, 2), 0.0)
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._writer == threading.get_ident():
+            return
+        self._newest += 1
+        mine = self._newest
+        with self._lock:
+            if mine != self._newest:  # a later change is waiting; it will show both
+                return
+            try:
+                asked = network_at(**{name: each.value for name, each in self.controls.items()})
+            except (ValueError, TypeError) as error:
+                self._fail(str(error))
+                return
+            self._experiment = asked
+            self._refresh()
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Write to the controls without reacting; other threads' changes are still heard."""
+        outer, self._writer = self._writer, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._writer = outer
+
+    # ------------------------------------------------------------ compute and draw
+
+    def _refresh(self) -> None:
+        try:
+            start = time.perf_counter()
+            now = self._experiment
+            self._seen = None
+            self.prediction = forecast(
+                now.activation, sigma_w_of(now), sigma_b_of(now), depth=now.depth
+            )
+            self.measured = measure(now)
+            self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
+            self._draw()
+            self._fill_folds()
+        except Exception as error:  # a callback's exception would be shown nowhere
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _draw(self) -> None:
+        now, said, seen = self._experiment, self.prediction, self.measured
+        assert said is not None
+        assert seen is not None
+        start = time.perf_counter()
+        phi = resolve(now.activation)
+        self._picture.update(phi.name, plane(phi), view(now, said, seen), now.depth)
+        words = finding(now, said, seen)
+        self.live.refresh(
+            self._picture.moving,
+            self._picture.background,
+            f"The plane of sigma_w and sigma_b for {phi.name}, with the point at "
+            f"{sigma_w_of(now):.4g}, {sigma_b_of(now):.4g}. {words}",
+        )
+        encode = self.live.timing["encode"]
+        self.timing |= {"draw": 1e3 * (time.perf_counter() - start) - encode, "encode": encode}
+        self.live.readout = self._readout(said, seen)
+        self._say(words)
+
+    def _readout(self, said: Forecast, seen: Course) -> list[dict[str, Any]]:
+        """The numbers of each layer, for the two panels that have layers."""
+        boxes, layers = self.live.boxes(), range(len(said.q))
+        lengths = [
+            [l, f"layer {l}: q measured {seen.q[l]:.4g}, the map {said.q[l]:.4g}"] for l in layers
+        ]
+        angles = [
+            [l, f"layer {l}: c " + "; ".join(
+                f"from {start} measured {seen.c[l, k]:.3f}, the map {said.c[start][l]:.3f}"
+                for k, start in enumerate(STARTS))]
+            for l in layers
+        ]  # fmt: skip
+        axes = self.figure.axes
+        return [
+            {"box": boxes[index], "span": list(axes[index].get_xlim()), "rows": rows}
+            for index, rows in ((3, lengths), (4, angles))
+        ]
+
+    def _fill_folds(self) -> None:
+        """Write the code where it is open; hidden, it costs nothing."""
+        with self._lock:
+            if self._folds[1].selected_index is not None:
+                self._code.value = self.code()
+
+    def _say(self, text: str) -> None:
+        self._text = text
+        self._status.value = (
+            f'<div role="status" style="line-height: 1.4">{html.escape(text)}</div>'
+        )
+
+    def _fail(self, text: str) -> None:
+        """Say what is wrong, and show the picture as out of date."""
+        self._text = text
+        self._seen = self.prediction = self.measured = None
+        self._status.value = (
+            f'<div role="alert" style="line-height: 1.4; color: var(--jp-error-color0, #a00)">'
+            f"⚠ {html.escape(text)}</div>"
+        )
+        self.live.dimmed = True
+
+
+class _Sigma(widgets.HBox):
+    """A number with a slider that counts whole steps of it.
+
+    A slider of floats rounds, in the browser, what it is given, and later reports that as a move of
+    its own: a point that code has put beside the steps, or has moved on, would be pulled back.
+    """
+
+    value = traitlets.Any()
+
+    def __init__(self, description: str, value: float, low: float, high: float) -> None:
+        self._writing = False
+        self.slider = widgets.IntSlider(
+            description=description,
+            min=round(low / _STEP),
+            max=round(high / _STEP),
+            readout=False,
+            layout=widgets.Layout(width="auto", flex="1 1 120px", min_width="120px"),
+            style={"description_width": "34px"},
+        )
+        self.text = widgets.FloatText(layout=widgets.Layout(width="68px"))
+        super().__init__(
+            [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
+        )
+        self.add_class("initlab-number")
+        self.observe(self._follow, "value")
+        self.value = value
+        self.slider.observe(lambda change: self._take(round(change["new"] * _STEP, 2)), "value")
+        self.text.observe(lambda change: self._take(change["new"]), "value")
+
+    def _take(self, value: float) -> None:
+        if not self._writing:
+            self.value = value
+
+    def _follow(self, change: Any) -> None:
+        """Show the value in both parts; the slider stops at its ends."""
+        self._writing = True
+        try:
+            self.text.value = self.value
+            if math.isfinite(self.value):
+                steps = round(self.value / _STEP)
+                self.slider.value = min(max(steps, self.slider.min), self.slider.max)
+        finally:
+            self._writing = False
+
+
+def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
+    return widgets.Accordion([content], titles=(title,), selected_index=None)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

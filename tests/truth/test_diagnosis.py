@@ -1,0 +1,181 @@
+"""The limits of diagnose() against simulation, and against what training does on either side."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from initlab import ACTIVATIONS, diagnose, digits, trace
+from initlab.draws import draw_after
+from initlab.faults_of_scale import loss_of
+from initlab.faults_of_units import _saturated_square, _saturation_limit
+from initlab.flow import Flow, chance, weight_gain
+
+
+def plain_mlp(depth: int, width: int, fill) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        layers += [nn.Linear(width if index else 64, width), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fill(layer)
+    return model
+
+
+def he(layer: nn.Linear) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+
+
+def xavier(layer: nn.Linear) -> None:
+    nn.init.xavier_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+# ---- chance
+
+
+@pytest.mark.parametrize(("width", "depth"), [(16, 10), (64, 30)])
+def test_chance_covers_he_networks_and_is_no_wider_than_it_says(width, depth):
+    """600 draws: of 3 standard deviations none or few are outside, of 1 about a third."""
+    torch.manual_seed(0)
+    draws = 600
+    h = torch.randn(draws, width, 1) * math.sqrt(2)
+    for _ in range(depth - 1):
+        weights = torch.randn(draws, width, width) * math.sqrt(2 / width)
+        h = weights @ F.relu(h)
+    squares = (h.square().mean((1, 2)) / 2).log()
+    low, high = chance(depth, depth / width)
+    outside = (squares < math.log(low)) | (squares > math.log(high))
+    assert outside.double().mean() < 0.015
+    middle, spread = math.log(low * high) / 2, math.log(high / low) / 2
+    within_one = ((squares - middle).abs() < spread / 3).double().mean()
+    assert 0.6 < within_one < 0.76  # 0.683 ± 4 standard errors of 0.019
+
+
+# ---- the initial loss
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("variance", [0.0, 0.5, 2.0, 10.0, 100.0, 1e4])
+def test_the_loss_of_gaussian_logits_is_at_most_what_the_limit_says(classes, variance):
+    torch.manual_seed(0)
+    logits = torch.randn(4000, classes, dtype=torch.float64) * math.sqrt(variance)
+    target = torch.randint(0, classes, (4000,))
+    losses = F.cross_entropy(logits, target, reduction="none")
+    error = float(losses.std()) / math.sqrt(4000)
+    bound = loss_of(classes, variance)
+    assert float(losses.mean()) < bound + 3 * error + 1e-9
+    assert float(losses.mean()) > 0.45 * bound  # C = 2 is far from the limit of many classes
+
+
+# ---- saturation
+
+
+@pytest.mark.parametrize("name", [n for n, phi in ACTIVATIONS.items() if phi.tails])
+def test_half_of_what_a_unit_gaussian_leaves_unsaturated_may_be_lost(name):
+    tails = ACTIVATIONS[name].tails
+    assert tails is not None
+    normal = norm.cdf(tails[0]) + norm.sf(tails[1])
+    assert _saturation_limit(name) == pytest.approx((1 + normal) / 2, abs=1e-12)
+
+
+def test_states_of_a_recurrence_are_judged_by_gaussian_pre_activations():
+    torch.manual_seed(0)
+    tails = ACTIVATIONS["tanh"].tails
+    assert tails is not None
+    limit = _saturation_limit("tanh")
+    z = torch.randn(10**6, dtype=torch.float64) * tails[1] / norm.isf(limit / 2)
+    assert float((z.abs() > tails[1]).double().mean()) == pytest.approx(limit, abs=0.002)
+    assert float(z.tanh().square().mean()) == pytest.approx(_saturated_square(), abs=0.002)
+
+
+# ---- the right weights
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "sigmoid", "softplus", "selu",
+                                  "elu", "gelu", "hardtanh", "erf"])  # fmt: skip
+def test_drawn_weights_keep_signal_and_gradient_over_twelve_layers(name):
+    """Within two decades, where the wrong weights lose or gain six: 1/3 of relu's 2 is 6⁻¹²."""
+    torch.manual_seed(0)
+    phi, width = ACTIVATIONS[name], 256
+    draw = draw_after(phi)
+    h = start = torch.randn(128, width, dtype=torch.float64, requires_grad=True)
+    for _ in range(12):
+        weight = torch.randn(width, width, dtype=torch.float64) * draw.gain / math.sqrt(width)
+        if draw.centred:
+            weight -= weight.mean(1, keepdim=True)
+        h = phi(h) @ weight.T
+    (gradient,) = torch.autograd.grad(h, start, torch.randn_like(h))
+    assert 1e-2 < float(h.detach().var(0).mean()) < 1e2
+    assert 1e-2 < float(gradient.square().mean()) < 1e2
+
+
+def test_the_gain_of_a_layers_weights_is_what_multiplies_its_signal():
+    torch.manual_seed(0)
+    model = plain_mlp(1, 512, he)
+    seen = trace(model, torch.randn(256, 64))
+    first = seen["0"]
+    ratio = first.forward.second_moment / seen["input"].forward.second_moment
+    assert weight_gain(first) == pytest.approx(ratio, rel=0.02)
+    flow = Flow(seen)
+    assert flow.overweight == flow.underweight == []
+
+
+# ---- what training does
+
+
+@pytest.fixture
+def one_thread():
+    """Small layers train faster on one, and by the same numbers everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(model: nn.Module, inputs: Tensor, target: Tensor, lr: float, steps: int = 120) -> float:
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    loss = math.inf
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = F.cross_entropy(model(inputs), target)
+        if not torch.isfinite(value):
+            return math.inf
+        value.backward()
+        optimizer.step()
+        loss = float(value.detach())
+    return loss
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("depth", "fill", "fault"),
+    [
+        (4, he, None),
+        (10, he, None),
+        (6, xavier, None),
+        (10, lambda layer: layer.reset_parameters(), "vanishing_activations"),
+        (30, xavier, "vanishing_activations"),
+        (6, lambda layer: nn.init.normal_(layer.weight, std=0.5), "exploding_activations"),
+    ],
+    ids=["He 4", "He 10", "Xavier 6", "torch 10", "Xavier 30", "std 0.5"],
+)
+def test_what_is_called_lost_or_wild_does_not_train_at_usual_rates_and_what_is_healthy_does(
+    depth, fill, fault
+):
+    torch.manual_seed(0)
+    batch = digits(256)
+    best = math.inf
+    for lr in (1e-3, 1e-2, 1e-1):
+        torch.manual_seed(1)
+        model = plain_mlp(depth, 128, fill)
+        seen = trace(model, batch.inputs, target=batch.labels)
+        found = diagnose(seen).faults
+        best = min(best, train(model, batch.inputs, batch.labels, lr))
+        assert (found[0] if found else None) == fault
+    assert best < 1.0 if fault is None else best > 2.0
