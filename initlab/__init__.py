@@ -17,6 +17,7 @@ _HOMES = {
     "initlab.diagnosis": ("Diagnosis", "diagnose"),
     "initlab.experiment": ("Experiment",),
     "initlab.explorers.phase": ("PhaseExplorer",),
+    "initlab.explorers.scheme": ("SchemeExplorer",),
     "initlab.explorers.signal": ("SignalExplorer",),
     "initlab.initialize": ("InitReport", "init_"),
     "initlab.lessons": ("check",),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from initlab.diagnosis import Diagnosis, diagnose
     from initlab.experiment import Experiment
     from initlab.explorers.phase import PhaseExplorer
+    from initlab.explorers.scheme import SchemeExplorer
     from initlab.explorers.signal import SignalExplorer
     from initlab.initialize import InitReport, init_
     from initlab.lessons import check

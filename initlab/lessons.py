@@ -11,6 +11,7 @@ from initlab.errors import unknown_name
 
 Verdict = str | None
 """None for a right answer, else one sentence on what to think about next."""
+Exercise = Callable[[Any], Verdict]
 
 
 def _symmetry(answer: Any) -> Verdict:
@@ -143,6 +144,23 @@ def _layers(answer: Any) -> Verdict:
     return "the variance is proportional to the number of layers; what does one add?"
 
 
+def _one_number(right: float, otherwise: str, near: Mapping[float, str]) -> Exercise:
+    """An exercise whose answer is one number, to 2 %: hints for near misses, and for the rest."""
+
+    def judge(answer: Any) -> Verdict:
+        number = _number(answer)
+        if number is None:
+            return "the answer is one number"
+        if math.isclose(number, right, rel_tol=0.02):
+            return None
+        return next(
+            (hint for miss, hint in near.items() if math.isclose(number, miss, rel_tol=0.02)),
+            otherwise,
+        )
+
+    return judge
+
+
 def _number(answer: Any) -> float | None:
     """The answer as a finite float, or None: a list, a tensor of two, True, 10**400, …"""
     if isinstance(answer, bool):  # True is not how one answers 1
@@ -154,11 +172,62 @@ def _number(answer: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-EXERCISES: Mapping[str, Callable[[Any], Verdict]] = MappingProxyType(
+EXERCISES: Mapping[str, Exercise] = MappingProxyType(
     {
         "01-symmetry": _symmetry,
         "01-std-for-relu": _std_for_relu,
         "01-overflow": _overflow,
+        "02-by-hand": _one_number(
+            10.5,
+            "an output is the sum of its weights times the inputs, and its bias",
+            {10.0: "that is the sum of the products; what else does a layer add?"},
+        ),
+        "02-xavier-std": _one_number(
+            (2 / 400) ** 0.5,
+            "Var(w) = 2/(n_in + n_out), and a standard deviation is a square root",
+            {
+                2 / 400: "that is the variance; the question is for the standard deviation",
+                (1 / 300) ** 0.5: "that is 1/fan_in, LeCun's; which of the two sizes is missing?",
+            },
+        ),
+        "02-conv-std": _one_number(
+            (2 / 288) ** 0.5,
+            "how many products does one output of a 3 × 3 convolution sum up?",
+            {
+                (2 / 32) ** 0.5: "each of the 32 channels is read at how many positions?",
+                (2 / 576) ** 0.5: "those are the outputs; E h² asks for what an output sums up",
+                (1 / 288) ** 0.5: "that keeps a linear layer; how much of E h² comes through ReLU?",
+                2 / 288: "that is the variance; the question is for the standard deviation",
+            },
+        ),
+        "02-lecun-bound": _one_number(
+            (3 / 48) ** 0.5,
+            "the variance of U(−b, b) is b²/3; set it to 1/48",
+            {(1 / 48) ** 0.5: "that is the standard deviation; a uniform's bound lies beyond it"},
+        ),
+        "03-lecun-slope": _one_number(
+            1.0,
+            "for which a of at least 0 is 2/(1 + a²), He's variance times fan_in, 1?",
+            {5**0.5: "that gives 1/3, PyTorch's default"},
+        ),
+        "03-conv-std": _one_number(
+            (3 * 400) ** -0.5,
+            "U(±b) has the standard deviation b/√3; what is fan_in here?",
+            {
+                0.05: "that is the bound 1/√fan_in; how is a uniform's std related to it?",
+                1 / 1200: "that is the variance; the question is for the standard deviation",
+                (2 / 400) ** 0.5: "that is He's, which PyTorch does not use",
+            },
+        ),
+        "03-gradient-factor": _one_number(
+            6.0**10,
+            "each layer multiplies by n · Var(w) and by ReLU's share; what do ten of them make?",
+            {
+                3.0**10: "the weights give a third per layer; what does ReLU do on the way back?",
+                6.0: "that is one layer; what do ten of them make?",
+                6.0**-10: "that is the factor itself; how many times *smaller* does it make E δ²?",
+            },
+        ),
         "07-across": _across,
         "07-layers": _layers_to_alike,
         "07-var-of-relu": _var_of_relu,

@@ -44,18 +44,26 @@ FLOORS = [
     {"model_schemes", "structured_schemes", "flow"},
     {"schemes", "remedies"},
     {"reach"},
-    {"initialize", "prediction", "faults_of_gradients", "faults_of_scale", "faults_of_units"},
-    {"scripts", "diagnosis"},
+    {
+        "initialize",
+        "prediction",
+        "faults_of_gradients",
+        "faults_of_scale",
+        "faults_of_units",
+        "weight_laws",
+    },
+    {"scripts", "diagnosis", "layer_draw"},
     {"experiment"},
     {"training", "sweeping"},
     {"live", "plots", "lessons"},
+    {"weight_plots"},
     {"explorers.*"},
     {"explorers"},
     {"__init__"},
 ]
 FLOOR_OF = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 
-MATPLOTLIB_ROOMS = {"plots", "live"}
+MATPLOTLIB_ROOMS = {"plots", "weight_plots", "live"}
 WIDGET_ROOMS = {"live", "explorers", "explorers.*"}
 HEAVY = {"matplotlib", "ipywidgets", "anywidget", "pandas", "scipy", "sklearn"}
 

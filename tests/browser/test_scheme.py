@@ -1,0 +1,128 @@
+"""The scheme explorer as a hand and an eye meet it: JupyterLab in a real Chromium."""
+
+import json
+
+import pytest
+from lab import write_notebook
+from test_explorer import CLIPPED, LAPTOP, Explorer
+
+LABELS = ("inputs", "outputs")
+CONVOLUTION = ("channels in", "channels out", "kernel", "groups")
+
+
+@pytest.fixture
+def explorer(open_and_run, tmp_path):
+    """A notebook that shows one scheme explorer, opened and run."""
+
+    def open_explorer(start: str = '"kaiming_normal"', **options):
+        path = write_notebook(
+            tmp_path / "scheme.ipynb",
+            f"from initlab import SchemeExplorer\nexplorer = SchemeExplorer({start})\nexplorer",
+        )
+        return Explorer(open_and_run(path, **options))
+
+    return open_explorer
+
+
+def test_every_control_moves_the_picture_by_keyboard(explorer):
+    shown = explorer()
+    cells = shown.page.locator(".jp-Notebook .jp-Cell").count()
+    shown.open_folds()
+    assert (
+        "nn.init.kaiming_normal_" in shown.page.locator(".initlab-explorer textarea").input_value()
+    )
+    for label in (*LABELS, "seed"):
+        handle, text = shown.number(label)
+        shown.changes(lambda handle=handle: shown.press(handle, "ArrowRight"))
+        shown.changes(lambda text=text: shown.type(text, "24"))
+    for label in ("scheme", "reads"):
+        menu = shown.menu(label)
+        shown.changes(lambda menu=menu: shown.press(menu, "ArrowUp"))
+    own_gain = shown.page.locator(
+        ".initlab-explorer label:has-text('own gain') input[type=checkbox]"
+    ).first
+    shown.press(own_gain, "Space")
+    handle = shown.page.locator(".initlab-explorer .initlab-optional .noUi-handle").first
+    handle.wait_for(state="visible")
+    shown.changes(lambda: shown.press(handle, "ArrowRight"))
+    menu = shown.menu("layer")
+    shown.changes(lambda: shown.press(menu, "ArrowDown"))
+    for label in CONVOLUTION:
+        handle, text = shown.number(label)
+        assert text.is_visible()
+        shown.changes(lambda handle=handle: shown.press(handle, "ArrowRight"))
+        typed = {"kernel": "2", "groups": "3"}.get(label, "24")
+        shown.changes(lambda text=text, typed=typed: shown.type(text, typed))
+    assert not shown.number("inputs")[1].is_visible()
+    shown.view.screenshot("scheme-convolution")
+    assert shown.kernel("explorer.experiment.describe()") == "Conv1d(24, 24, 2, groups=3)"
+    for label in ("Resample", "Reset"):
+        shown.changes(lambda label=label: shown.press(shown.button(label), "Enter"))
+    assert shown.kernel("explorer.experiment == type(explorer.experiment)()")
+    assert shown.page.locator(".jp-Notebook .jp-Cell").count() == cells
+    assert shown.view.console_errors == []
+
+
+def test_the_schemes_own_parameters_move_the_picture(explorer):
+    shown = explorer('"trunc_normal"')
+    handle, text = shown.number("std")
+    shown.changes(lambda: shown.press(handle, "ArrowLeft"))
+    shown.changes(lambda: shown.type(text, "0.5"))
+    assert "intended is 0.5" in shown.status  # the cut at ±2 takes nothing off
+    assert shown.view.console_errors == []
+
+
+def test_a_scheme_that_cannot_fill_the_layer_is_said_and_dims_the_picture(explorer):
+    shown = explorer('"identity"')
+    shown.changes(lambda: shown.press(shown.menu("layer"), "ArrowDown"))
+    assert "needs a matrix" in shown.status
+    assert shown.page.locator(".initlab-status [role=alert]").count() == 1
+    assert shown.page.locator(".initlab-explorer .initlab-dimmed").count() == 1
+    shown.changes(lambda: shown.press(shown.menu("layer"), "ArrowUp"))
+    shown.page.wait_for_selector(".initlab-explorer .initlab-dimmed", state="detached")
+    assert shown.view.console_errors == []
+
+
+def test_the_formula_is_typeset(explorer):
+    shown = explorer()
+    shown.page.wait_for_selector(".initlab-formula mjx-container")
+    assert "$" not in shown.page.locator(".initlab-formula").inner_text()
+
+
+def test_pointing_at_the_picture_reads_numbers(explorer):
+    shown = explorer()
+    picture = shown.page.locator(".initlab-explorer img")
+    box = picture.bounding_box()
+    for across, words in ((0.17, "weights from .* intended"), (0.8, "singular value .* law")):
+        picture.hover(position={"x": across * box["width"], "y": 0.5 * box["height"]})
+        shown.page.wait_for_function(
+            f"/{words}/.test(document.querySelector('.initlab-readout').textContent)"
+        )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_screen_fits_a_laptop_and_is_accessible(explorer, theme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    shown = explorer(theme=theme, viewport=LAPTOP)
+    shown.page.wait_for_selector(".initlab-formula mjx-container")
+    shown.view.screenshot(f"scheme-{theme}")
+    height = shown.page.locator(".initlab-explorer").bounding_box()["height"]
+    assert height <= shown.page.locator(".jp-WindowedPanel-outer").bounding_box()["height"]
+    shown.open_folds()
+    shown.page.wait_for_selector(".initlab-explorer li")
+    # MathJax hides what it offers to screen readers by clipping it.
+    clipped = [part for part in shown.page.evaluate(CLIPPED) if "mjx-assistive" not in part]
+    assert clipped == []
+    results = Axe().run(shown.page, context=".initlab-explorer").response
+    serious = [
+        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
+        for each in results["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert not serious, json.dumps(serious, indent=1)
+    names = shown.page.locator(".initlab-explorer .noUi-handle").evaluate_all(
+        "handles => handles.map(handle => handle.getAttribute('aria-label'))"
+    )
+    assert all(names), names
+    shown.view.screenshot(f"scheme-{theme}-open")
