@@ -108,7 +108,7 @@ def test_an_experiment_predicts_the_same_as_its_bare_fields(entry):
     name, params, gain = SCHEMES[entry["scheme"]]
     experiment = Experiment(
         depth=50, width=256, data="noise", activation=entry["activation"],
-        scheme=name, scheme_params=params, gain=gain,
+        scheme=name, scheme_params=params, gain=gain, batch_size=BATCH,
     )  # fmt: skip
     assert experiment.predict() == predict(network(entry))
 
