@@ -50,15 +50,11 @@ def column(predicted: Prediction, depth: int, place: str, field: str) -> np.ndar
 
 
 @pytest.mark.parametrize("entry", table("t3a"), ids=entry_id)
-def test_lengths_gaps_and_gradients_are_those_of_the_table(entry):
+def test_the_gaps_between_samples_are_those_of_the_table(entry):
+    """Lengths and gradients are compared in ``test_propagation``."""
     predicted, depth = of_entry(entry)
-    lengths = column(predicted, depth, "forward", "second_moment")
-    assert lengths == pytest.approx(entry["layers"]["h_second_moment"], rel=1e-6)
     gaps = column(predicted, depth, "forward", "across_samples_var")
     assert gaps == pytest.approx(entry["layers"]["h_var_over_batch"], rel=1e-4)
-    gradients = column(predicted, depth, "backward", "second_moment")
-    expected = entry["layers"]["delta_ratio_to_last"]
-    assert gradients / gradients[-1] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("entry", table("t3c"), ids=entry_id)
