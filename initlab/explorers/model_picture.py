@@ -1,0 +1,178 @@
+"""The picture of ModelExplorer: the signal over depth, and the values of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from initlab.plots import (
+    BLACK,
+    BLUE,
+    ORANGE,
+    SKY,
+    VIEWS,
+    Curve,
+    Panel,
+    Picture,
+    curve,
+    unit_curves,
+)
+from initlab.tracing import Histogram, Site, Trace
+
+RIGHT_VIEWS = (
+    ("gradients", "backward"),
+    ("weight gradients", "weight_grad"),
+    ("weights", "weights"),
+    ("dead and saturated units", "units"),
+    ("cosine between inputs", "cosine"),
+    ("histograms", "histograms"),
+)
+_BINS = 64
+_MOST = 1_000_000  # weights that a histogram counts; of more, every k-th
+_HEIGHT = (0.61, 0.31)  # bottom and height of the panels over depth
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model as it was traced, and what to call it."""
+
+    label: str
+    model: nn.Module
+    trace: Trace
+
+
+class ModelPicture:
+    """Two panels over depth with the selected layer marked, and two histograms of that layer."""
+
+    def __init__(self) -> None:
+        self.figure = Picture(9.6, 5.0)
+        self.panels = [
+            Panel(self.figure.add_axes((left, _HEIGHT[0], 0.325, _HEIGHT[1])), animated=True)
+            for left in (0.06, 0.56)
+        ]
+        self._values, self._weights = (
+            self.figure.add_axes((left, 0.085, 0.325, 0.315)) for left in (0.06, 0.56)
+        )
+
+    @property
+    def moving(self) -> list[Artist]:
+        return [artist for panel in self.panels for artist in panel.moving]
+
+    def update(self, now: Seen, was: Seen | None, site: str, *, quantity: str, right: str) -> None:
+        """Draw what is seen now, and dashed what was, with one site selected.
+
+        The histograms are new with every site, so all of the figure is drawn anew.
+        """
+        for panel, what in zip(self.panels, ("forward", right), strict=True):
+            self._over_depth(panel, what, now, was, quantity)
+            if what != "histograms":  # whose axis is not depth
+                _mark(panel, now.trace[site])
+        self._of_site(now, was, site)
+
+    def _over_depth(
+        self, panel: Panel, what: str, now: Seen, was: Seen | None, quantity: str
+    ) -> None:
+        if what == "histograms":
+            panel.histograms(now.trace)
+            return
+        if what == "units":
+            panel.update(what, measured=unit_curves(now.trace))
+            return
+        panel.update(
+            what,
+            measured=[curve(now.trace, what, quantity, now.label)],
+            pinned=_ghost(was, what, quantity),
+            quantity=quantity,
+        )
+
+    def _of_site(self, now: Seen, was: Seen | None, name: str) -> None:
+        site = now.trace[name]
+        old = was.trace[name] if was and name in was.trace else None
+        _set_up(self._values, f"Values of {_shortened(name)}")
+        _histograms(self._values, site.histogram, old and old.histogram)
+        if site.parameter is None:
+            _set_up(self._weights, f"{_shortened(site.op or site.kind)} has no weights")
+            return
+        _set_up(self._weights, f"Weights of {_shortened(name)}")
+        before = _weights(was, site) if was else None
+        _histograms(self._weights, _weights(now, site), before)
+
+
+def _ghost(was: Seen | None, what: str, quantity: str) -> Curve | None:
+    if was is None:
+        return None
+    ghost = curve(was.trace, what, quantity, was.label)
+    return ghost if np.isfinite(ghost.values).any() or ghost.note else None
+
+
+def _mark(panel: Panel, site: Site) -> None:
+    mark = panel.ax.axvline(
+        site.depth, color=BLACK, linewidth=1.2, linestyle=":", zorder=2, animated=panel.animated
+    )
+    panel.moving.append(mark)
+
+
+def _set_up(ax: Axes, title: str) -> None:
+    ax.clear()
+    ax.set_title(title, loc="left", fontsize=10.5)
+    ax.set_yticks([])
+    ax.tick_params(labelsize=9, colors="#444444")
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+
+
+def _histograms(ax: Axes, now: Histogram | None, was: Histogram | None) -> None:
+    """Densities: filled what is, dashed what was."""
+    if now is None and was is None:
+        ax.text(0.5, 0.5, "nothing that can be counted", transform=ax.transAxes, ha="center",
+                fontsize=9)  # fmt: skip
+        return
+    if now is not None:
+        edges, heights = _density(now)
+        ax.stairs(heights, edges, fill=True, color=SKY, alpha=0.75)
+        ax.stairs(heights, edges, color=BLUE, linewidth=0.8)
+    if was is not None:
+        edges, heights = _density(was)
+        ax.stairs(heights, edges, color=ORANGE, linewidth=1.2, linestyle="--")
+
+
+def _density(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
+    """Edges, and counts scaled to a largest of 1; equal values get a narrow bar."""
+    edges, counts = np.array(histogram.edges), np.array(histogram.counts, float)
+    middle = abs(edges.mean())
+    if edges[-1] - edges[0] <= 1e-9 * middle or edges[-1] == edges[0]:
+        edges = edges.mean() + np.linspace(-0.01, 0.01, len(edges)) * (middle or 1.0)
+    return edges, counts / max(counts.max(), 1)
+
+
+def _weights(seen: Seen, site: Site) -> Histogram | None:
+    """The parameter of a site, counted; None where there is nothing finite to count."""
+    try:
+        parameter: Tensor = seen.model.get_parameter(site.parameter or "")
+    except AttributeError:  # computed on the way, and held nowhere
+        return None
+    if not parameter.is_floating_point():
+        return None
+    flat = parameter.detach().reshape(-1)
+    numbers = flat[:: max(1, -(-flat.numel() // _MOST))].double().cpu().numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return None
+    low, high = float(numbers.min()), float(numbers.max())
+    if low == high:
+        return Histogram((low, high), (numbers.size,))
+    counts, edges = np.histogram(numbers, _BINS, (low, high))
+    return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 34 else f"…{name[-33:]}"
+
+
+def needs_geometry(right: str) -> bool:
+    """Whether this view draws what only a trace with ``geometry=True`` has."""
+    return VIEWS[right].field == "cosine"
