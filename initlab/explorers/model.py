@@ -25,7 +25,7 @@ from initlab.explorers.model_trial import (
     schemes_for,
     write,
 )
-from initlab.explorers.model_words import numbers, tree, verdict
+from initlab.explorers.model_words import advice, numbers, tree, verdict
 from initlab.findings import joined
 from initlab.live import LiveFigure
 from initlab.plots import QUANTITIES
@@ -374,14 +374,13 @@ class ModelExplorer(widgets.VBox):
         self._fill_folds()
 
     def _words(self) -> str:
+        was = f"Your model as it is: {verdict(self._was[1])}."
         if self._trial is None:
-            return f"Your model as it is: {verdict(self._was[1], remedy=True)}"
+            return was + advice(self._was[1])
         seen, diagnosis = self._trial
+        evidence = "".join(f" {each.evidence}" for each in diagnosis.findings[:1])
         warned = f" Note: {self._warned[0]}." if self._warned else ""
-        return (
-            f"A copy with {seen.label}: {verdict(diagnosis)} "
-            f"Your model as it is: {verdict(self._was[1])}{warned}"
-        )
+        return f"A copy with {seen.label}: {verdict(diagnosis)}.{evidence} {was}{warned}"
 
     def _fill_folds(self) -> None:
         """Write the report and the code where they are open; hidden, they cost nothing."""

@@ -126,27 +126,25 @@ def _set_up(ax: Axes, title: str) -> None:
 
 
 def _histograms(ax: Axes, now: Histogram | None, was: Histogram | None) -> None:
-    """Densities: filled what is, dashed what was."""
+    """Counts, each relative to its largest: filled what is, dashed what was."""
     if now is None and was is None:
         ax.text(0.5, 0.5, "nothing that can be counted", transform=ax.transAxes, ha="center",
                 fontsize=9)  # fmt: skip
-        return
     if now is not None:
-        edges, heights = _density(now)
-        ax.stairs(heights, edges, fill=True, color=SKY, alpha=0.75)
-        ax.stairs(heights, edges, color=BLUE, linewidth=0.8)
+        _one(ax, now, BLUE, "-", SKY)
     if was is not None:
-        edges, heights = _density(was)
-        ax.stairs(heights, edges, color=ORANGE, linewidth=1.2, linestyle="--")
+        _one(ax, was, ORANGE, "--", None)
 
 
-def _density(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
-    """Edges, and counts scaled to a largest of 1; equal values get a narrow bar."""
+def _one(ax: Axes, histogram: Histogram, color: str, style: str, fill: str | None) -> None:
     edges, counts = np.array(histogram.edges), np.array(histogram.counts, float)
-    middle = abs(edges.mean())
-    if edges[-1] - edges[0] <= 1e-9 * middle or edges[-1] == edges[0]:
-        edges = edges.mean() + np.linspace(-0.01, 0.01, len(edges)) * (middle or 1.0)
-    return edges, counts / max(counts.max(), 1)
+    heights = counts / max(counts.max(), 1)
+    if edges[-1] - edges[0] <= 1e-9 * abs(edges).max():  # equal values: a line, not a block
+        ax.plot([edges[0], edges[0]], [0, 1], color=color, linewidth=3, linestyle=style)
+        return
+    if fill:
+        ax.stairs(heights, edges, fill=True, color=fill, alpha=0.75)
+    ax.stairs(heights, edges, color=color, linewidth=1.0, linestyle=style)
 
 
 def _weights(seen: Seen, site: Site) -> Histogram | None:

@@ -27,14 +27,14 @@ _COLUMNS = (
 
 
 def tree(trace: Trace, diagnosis: Diagnosis) -> list[tuple[str, str]]:
-    """One (label, name) per site, indented by module path; ⚠ where a fault begins.
+    """One (label, name) per site, indented by module path; ⚠ where a cause lies.
 
     >>> from initlab import diagnose, trace; import torch; from torch import nn
     >>> seen = trace(nn.Sequential(nn.Sequential(nn.Linear(2, 2))), torch.eye(2))
     >>> [label.replace("\\u00a0", "_") for label, _ in tree(seen, Diagnosis())]
     ['input', '__0.0 · linear', 'output']
     """
-    ill = {finding.where for finding in diagnosis.findings}
+    ill = {finding.where for finding in diagnosis.causes}
     return [(_label(site, site.name in ill), site.name) for site in trace]
 
 
@@ -44,18 +44,21 @@ def _label(site: Site, ill: bool) -> str:
     return f"{indent}{'⚠ ' if ill else ''}{site.name}{op}"
 
 
-def verdict(diagnosis: Diagnosis, *, remedy: bool = False) -> str:
-    """The first cause in a sentence or two, or that there is none.
+def verdict(diagnosis: Diagnosis) -> str:
+    """What is wrong first, and where; or that nothing is.
 
     >>> verdict(Diagnosis())
-    'healthy: nothing that was checked is wrong.'
+    'healthy: nothing that was checked is wrong'
     """
     if diagnosis.healthy:
-        return "healthy: nothing that was checked is wrong."
+        return "healthy: nothing that was checked is wrong"
     first, *others = diagnosis.findings
-    more = f" ({len(others)} more)" if others else ""
-    words = f"{first.fault} at {first.where}{more}. {first.evidence}"
-    return f"{words} {first.remedy}" if remedy else words
+    return f"{first.fault} at {first.where}" + (f" ({len(others)} more)" if others else "")
+
+
+def advice(diagnosis: Diagnosis) -> str:
+    """The evidence for the first fault, and what to do about it; nothing where there is none."""
+    return "".join(f" {each.evidence} {each.remedy}" for each in diagnosis.findings[:1])
 
 
 def numbers(site: Site, before: Site | None) -> str:
