@@ -105,7 +105,7 @@ class ModelExplorer(widgets.VBox):
         sites = widgets.Select(
             description="layers",
             rows=24,
-            layout=widgets.Layout(width="270px", height="auto", flex="0 0 270px"),
+            layout=widgets.Layout(width="240px", height="auto", flex="0 0 240px"),
             style={"description_width": "44px"},
         )
         quantities = [(words, key) for key, (words, _) in QUANTITIES.items()]

@@ -33,7 +33,7 @@ RIGHT_VIEWS = (
 )
 _BINS = 64
 _MOST = 1_000_000  # weights that a histogram counts; of more, every k-th
-_HEIGHT = (0.61, 0.31)  # bottom and height of the panels over depth
+_LEFT, _WIDTH = (0.07, 0.57), 0.29  # of the axes; names at the curves' ends stand right of them
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,12 @@ class ModelPicture:
     """Two panels over depth with the selected layer marked, and two histograms of that layer."""
 
     def __init__(self) -> None:
-        self.figure = Picture(9.6, 5.0)
+        self.figure = Picture(7.6, 5.2)  # beside a tree: as many pixels as the screen has left
         self.panels = [
-            Panel(self.figure.add_axes((left, _HEIGHT[0], 0.325, _HEIGHT[1])), animated=True)
-            for left in (0.06, 0.56)
+            Panel(self.figure.add_axes((left, 0.60, _WIDTH, 0.29)), animated=True) for left in _LEFT
         ]
         self._values, self._weights = (
-            self.figure.add_axes((left, 0.085, 0.325, 0.315)) for left in (0.06, 0.56)
+            self.figure.add_axes((left, 0.08, _WIDTH, 0.33)) for left in _LEFT
         )
 
     @property
@@ -69,6 +68,7 @@ class ModelPicture:
         """
         for panel, what in zip(self.panels, ("forward", right), strict=True):
             self._over_depth(panel, what, now, was, quantity)
+            _break_title(panel.ax)
             if what != "histograms":  # whose axis is not depth
                 _mark(panel, now.trace[site])
         self._of_site(now, was, site)
@@ -107,6 +107,12 @@ def _ghost(was: Seen | None, what: str, quantity: str) -> Curve | None:
         return None
     ghost = curve(was.trace, what, quantity, was.label)
     return ghost if np.isfinite(ghost.values).any() or ghost.note else None
+
+
+def _break_title(ax: Axes) -> None:
+    """Two lines, where one would be wider than its half of the figure."""
+    title = ax.get_title(loc="left")
+    ax.set_title(title.replace(": ", "\n"), loc="left", fontsize=10)
 
 
 def _mark(panel: Panel, site: Site) -> None:

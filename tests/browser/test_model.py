@@ -99,7 +99,10 @@ def test_a_trial_and_every_control_work_by_keyboard_and_apply_alone_writes(explo
     assert not shown.kernel("torch.equal(model[2].weight, first)")
     assert shown.kernel("explorer.diagnosis.healthy")
     assert "Applied to your model" in shown.part(".initlab-status").text_content()
-    shown.changes(lambda: shown.part("button:has-text('Look again')").press("Enter"))
+    shown.part("button:has-text('Look again')").press("Enter")  # and sees the same
+    shown.page.wait_for_function(
+        "!document.querySelector('.initlab-status').textContent.includes('Applied')"
+    )
     shown.changes(lambda: shown.part("button:has-text('Reset')").press("Enter"))
     assert shown.kernel("explorer.controls['seed'].value") == 0
     for header in shown.part(".jupyter-widget-Collapse-header").all():
