@@ -204,6 +204,18 @@ def test_every_view_of_every_start_draws(explorer, scheme, right):
     assert not explorer.live.dimmed, explorer.status
 
 
+def test_the_pointer_reads_what_is_and_what_was(explorer):
+    was = explorer.trace["conv"].forward.second_moment
+    explorer.controls["scheme"].value = "kaiming_normal"
+    now = explorer.trace["conv"].forward.second_moment
+    left, right = explorer.live.readout
+    said = f"layer 2, conv: kaiming_normal {now:.4g}, as it is {was:.4g}"
+    assert left["rows"][1] == [2, said]
+    assert [row[0] for row in right["rows"]] == [1, 2, 3]
+    explorer.controls["right"].value = "units"
+    assert "dead units" in explorer.live.readout[1]["rows"][0][1]
+
+
 def test_the_cosine_view_lets_the_rank_be_checked(explorer):
     assert any("rank" in reason for reason in explorer.diagnosis.not_checked)
     explorer.controls["right"].value = "cosine"

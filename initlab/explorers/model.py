@@ -357,14 +357,13 @@ class ModelExplorer(widgets.VBox):
         start = time.perf_counter()
         (seen, _), name = self._shown, self.controls["site"].value
         was = self._was[0] if self._trial else None
-        self._picture.update(
-            seen, was, name,
-            quantity=self.controls["quantity"].value, right=self.controls["right"].value,
-        )  # fmt: skip
+        drawn = {key: self.controls[key].value for key in ("quantity", "right")}
+        self._picture.update(seen, was, name, **drawn)
         words = before + self._words()
         self.live.refresh(
             self._picture.moving, (object(),), f"Signal per layer; {name} is selected. {words}"
         )
+        self.live.readout = self._picture.readout(self.live.boxes(), seen, was, **drawn)
         encode = self.live.timing["encode"]
         self.timing |= {"draw": 1e3 * (time.perf_counter() - start) - encode, "encode": encode}
         old = was.trace[name] if was and name in was.trace else None

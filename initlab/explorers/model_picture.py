@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from initlab.plots import (
@@ -32,6 +32,7 @@ RIGHT_VIEWS = (
     ("histograms", "histograms"),
 )
 _BINS = 64
+_READOUT_ROWS = 400
 _MOST = 1_000_000  # weights that a histogram counts; of more, every k-th
 _LEFT, _WIDTH = (0.07, 0.57), 0.29  # of the axes; names at the curves' ends stand right of them
 
@@ -58,7 +59,7 @@ class ModelPicture:
         )
 
     @property
-    def moving(self) -> list[Artist]:
+    def moving(self) -> list[Any]:
         return [artist for panel in self.panels for artist in panel.moving]
 
     def update(self, now: Seen, was: Seen | None, site: str, *, quantity: str, right: str) -> None:
@@ -89,6 +90,19 @@ class ModelPicture:
             quantity=quantity,
         )
 
+    def readout(
+        self, boxes: list[list[float]], now: Seen, was: Seen | None, *, quantity: str, right: str
+    ) -> list[dict[str, Any]]:
+        """What a pointer over a panel reads: each layer's number, and what it was."""
+        return [
+            {
+                "box": box,
+                "span": list(panel.ax.get_xlim()),
+                "rows": list(_rows(what, now, was, quantity))[:_READOUT_ROWS],
+            }
+            for panel, what, box in zip(self.panels, ("forward", right), boxes, strict=False)
+        ]
+
     def _of_site(self, now: Seen, was: Seen | None, name: str) -> None:
         site = now.trace[name]
         old = was.trace[name] if was and name in was.trace else None
@@ -102,6 +116,22 @@ class ModelPicture:
         _histograms(self._weights, _weights(now, site), before)
 
 
+def _rows(what: str, now: Seen, was: Seen | None, quantity: str) -> Iterator[list[Any]]:
+    if what == "histograms":  # whose axis is not depth
+        return
+    if what == "units":
+        curves = [each for each in unit_curves(now.trace) if len(each.layers)]
+    else:
+        drawn = [curve(now.trace, what, quantity, now.label), _ghost(was, what, quantity)]
+        curves = [each for each in drawn if each is not None]
+    names = [site.name for site in now.trace if site.kind in VIEWS[what].kinds]
+    for index, name in enumerate(names):
+        read = [f"{each.label} {each.values[index]:.4g}" for each in curves
+                if index < len(each.values)]  # fmt: skip
+        depth = now.trace[name].depth
+        yield [depth, f"layer {depth}, {name}: {', '.join(read)}"]
+
+
 def _ghost(was: Seen | None, what: str, quantity: str) -> Curve | None:
     if was is None:
         return None
@@ -109,7 +139,7 @@ def _ghost(was: Seen | None, what: str, quantity: str) -> Curve | None:
     return ghost if np.isfinite(ghost.values).any() or ghost.note else None
 
 
-def _break_title(ax: Axes) -> None:
+def _break_title(ax: Any) -> None:
     """Two lines, where one would be wider than its half of the figure."""
     title = ax.get_title(loc="left")
     ax.set_title(title.replace(": ", "\n"), loc="left", fontsize=10)
@@ -122,7 +152,7 @@ def _mark(panel: Panel, site: Site) -> None:
     panel.moving.append(mark)
 
 
-def _set_up(ax: Axes, title: str) -> None:
+def _set_up(ax: Any, title: str) -> None:
     ax.clear()
     ax.set_title(title, loc="left", fontsize=10.5)
     ax.set_yticks([])
@@ -131,7 +161,7 @@ def _set_up(ax: Axes, title: str) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _histograms(ax: Axes, now: Histogram | None, was: Histogram | None) -> None:
+def _histograms(ax: Any, now: Histogram | None, was: Histogram | None) -> None:
     """Counts, each relative to its largest: filled what is, dashed what was."""
     if now is None and was is None:
         ax.text(0.5, 0.5, "nothing that can be counted", transform=ax.transAxes, ha="center",
@@ -142,7 +172,7 @@ def _histograms(ax: Axes, now: Histogram | None, was: Histogram | None) -> None:
         _one(ax, was, ORANGE, "--", None)
 
 
-def _one(ax: Axes, histogram: Histogram, color: str, style: str, fill: str | None) -> None:
+def _one(ax: Any, histogram: Histogram, color: str, style: str, fill: str | None) -> None:
     edges, counts = np.array(histogram.edges), np.array(histogram.counts, float)
     heights = counts / max(counts.max(), 1)
     if edges[-1] - edges[0] <= 1e-9 * abs(edges).max():  # equal values: a line, not a block

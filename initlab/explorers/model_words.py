@@ -48,10 +48,10 @@ def verdict(diagnosis: Diagnosis) -> str:
     """What is wrong first, and where; or that nothing is.
 
     >>> verdict(Diagnosis())
-    'healthy: nothing that was checked is wrong'
+    'healthy, as far as was checked'
     """
     if diagnosis.healthy:
-        return "healthy: nothing that was checked is wrong"
+        return "healthy, as far as was checked"
     first, *others = diagnosis.findings
     return f"{first.fault} at {first.where}" + (f" ({len(others)} more)" if others else "")
 
@@ -106,7 +106,7 @@ def _facts(site: Site) -> Iterator[str]:
         ("saturated_fraction", "saturated"),
     ):
         share = getattr(site, field)
-        if share is not None:
+        if share is not None and (share or field != "zero_fraction"):
             yield f"{words} {share:.0%}"
     if site.reached is False:
         yield "not reached by the gradient"
