@@ -315,6 +315,56 @@ def test_keyword_arguments_and_integers_are_taken():
     assert batch_of(model, (tokens,), {"scale": 2.0}) == {"tokens": tokens, "scale": 2.0}
 
 
+def test_inputs_without_a_name_beside_keyword_arguments_do_without_a_batch():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, *parts, scale):
+            return self.fc(sum(parts)) * scale
+
+    model, inputs = Sum(), (torch.randn(8, 4), torch.randn(8, 4))
+    explorer = ModelExplorer(model, *inputs, model_kwargs={"scale": 2.0})
+    explorer.controls["scheme"].value = "xavier_normal"
+    assert not explorer.live.dimmed, explorer.status
+    exec(explorer.code(), {"model": model, "inputs": inputs, "model_kwargs": {"scale": 2.0}})
+    assert same(state(model), state(explorer.trial))
+    explorer.controls["scheme"].value = "lsuv"
+    assert "batch" in explorer.status  # what it lacks
+    assert explorer.live.dimmed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_and_weights_that_are_not_finite(dtype):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    explorer = ModelExplorer(model, torch.randn(16, 8, dtype=dtype))
+    assert explorer.diagnosis.faults[0] == "non_finite"
+    explorer.controls["scheme"].value = "the remedy"
+    explorer.apply_()
+    assert explorer.diagnosis.healthy
+    assert model[0].weight.dtype == dtype
+
+
+def test_residual_models_are_offered_the_schemes_for_them():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.alpha = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return x + self.alpha * self.fc2(F.relu(self.fc1(x)))
+
+    explorer = ModelExplorer(nn.Sequential(*(Block() for _ in range(3))), torch.randn(16, 8))
+    for name in ("fixup", "rezero", "gpt2"):
+        explorer.controls["scheme"].value = name
+        assert not explorer.live.dimmed, explorer.status
+    assert explorer.code().count("gpt2") == 1
+
+
 def test_a_recurrent_model_and_an_own_loss():
     class Net(nn.Module):
         def __init__(self):

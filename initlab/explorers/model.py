@@ -177,7 +177,7 @@ class ModelExplorer(widgets.VBox):
         """Where the first fault begins, else the first layer."""
         seen, diagnosis = self._shown
         wanted = [finding.where for finding in diagnosis.findings]
-        wanted += [site.name for site in seen.trace if site.kind == "affine"]
+        wanted += [site.name for site in seen.trace if site.parameter is not None]
         return next((name for name in wanted if name in seen.trace), seen.trace[0].name)
 
     # ------------------------------------------------------------ what others may call
@@ -315,7 +315,7 @@ class ModelExplorer(widgets.VBox):
             return by_remedy(self._was[1], seed)
         with self._quietly():
             parameters.show(name)
-        return by_scheme(name, parameters.value, seed)
+        return by_scheme(name, parameters.value, seed, batch=self._batch is not None)
 
     # ------------------------------------------------------------ compute and draw
 

@@ -83,9 +83,10 @@ class ModelPicture:
         if what == "units":
             panel.update(what, measured=unit_curves(now.trace))
             return
+        label = now.label if was else ""  # a curve alone needs no name
         panel.update(
             what,
-            measured=[curve(now.trace, what, quantity, now.label)],
+            measured=[curve(now.trace, what, quantity, label)],
             pinned=_ghost(was, what, quantity),
             quantity=quantity,
         )

@@ -14,7 +14,7 @@ from torch import nn
 
 from initlab.diagnosis import Diagnosis
 from initlab.findings import joined
-from initlab.layers import slots_of
+from initlab.layers import Slot, slots_of
 from initlab.reach import check_choices, choose, resolve
 from initlab.schemes import SCHEMES, scheme
 from initlab.tracing import Trace
@@ -33,7 +33,7 @@ class Change:
     code: str
 
 
-def by_scheme(name: str, parameters: Mapping[str, Any], seed: int) -> Change:
+def by_scheme(name: str, parameters: Mapping[str, Any], seed: int, *, batch: bool = True) -> Change:
     """``init_`` with this scheme; parameters at their defaults are left out of the code.
 
     >>> print(by_scheme("trunc_normal", {"std": 0.02}, seed=1).code)
@@ -42,7 +42,7 @@ def by_scheme(name: str, parameters: Mapping[str, Any], seed: int) -> Change:
     """
     usual = scheme(name).values
     given = {key: value for key, value in parameters.items() if value != usual.get(key)}
-    arguments = [f"{name!r}".replace("'", '"'), "batch=batch", f"seed={seed}"]
+    arguments = [f"{name!r}".replace("'", '"'), *["batch=batch"] * batch, f"seed={seed}"]
     arguments += [f"{key}={value!r}" for key, value in given.items()]
     return Change(name, f"from initlab import init_\ninit_(model, {', '.join(arguments)})")
 
@@ -84,7 +84,7 @@ def schemes_for(model: nn.Module, seen: Trace) -> tuple[str, ...]:
     found = []
     for name in SCHEMES:
         choices = choose(model, slots, resolve(name, "fan_in", {}), "fan_in", {}, None, None)
-        if all(choice.reason for choice in choices) or not _has_what_it_needs(name, model, seen):
+        if all(choice.reason for choice in choices) or not _has_what_it_needs(name, slots, seen):
             continue
         try:
             check_choices(choices)
@@ -94,19 +94,25 @@ def schemes_for(model: nn.Module, seen: Trace) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _has_what_it_needs(name: str, model: nn.Module, seen: Trace) -> bool:
+def _has_what_it_needs(name: str, slots: Sequence[Slot], seen: Trace) -> bool:
     needs = scheme(name).needs
     if needs == "branches":
         return len(seen.select(kind="add")) > 0
     if needs == "scalars":
-        return any(parameter.numel() == 1 for parameter in model.parameters())
+        return any(slot.part.role == "own" and slot.tensor.numel() == 1 for slot in slots)
     return True
 
 
 def batch_of(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What the model is called with, as ``init_`` takes it: a tensor, a tuple or a dict."""
+    """What the model is called with, as ``init_`` takes it: a tensor, a tuple or a dict.
+
+    None where that cannot be said: next to keyword arguments every input needs a name.
+    """
     if kwargs and inputs:
         named = inspect.signature(model.forward).bind_partial(*inputs)
+        kinds = {named.signature.parameters[name].kind for name in named.arguments}
+        if kinds != {inspect.Parameter.POSITIONAL_OR_KEYWORD}:
+            return None
         return {**named.arguments, **kwargs}
     if kwargs:
         return dict(kwargs)
@@ -122,7 +128,9 @@ def check_code(batch: Any, *, target: bool, loss_fn: bool) -> str:
     print(diagnose(trace(model, *batch, target=target)))
     """
     call = ["model"]
-    if isinstance(batch, dict):
+    if batch is None:
+        call.append("*inputs, model_kwargs=model_kwargs")
+    elif isinstance(batch, dict):
         call.append("model_kwargs=batch")
     else:
         call.append("*batch" if isinstance(batch, tuple) else "batch")
