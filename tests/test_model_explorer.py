@@ -418,6 +418,18 @@ def test_an_error_is_said_and_the_picture_dimmed_until_the_next_change(model, ba
     assert explorer.trial is not None
 
 
+def test_a_model_that_no_longer_runs_is_said_until_it_does(explorer, model):
+    head, model.fc = model.fc, nn.Linear(3, 10)
+    explorer.look_again()
+    assert "RuntimeError" in explorer.status
+    explorer.controls["site"].value = "stem.0"
+    assert explorer.live.dimmed
+    model.fc = head
+    explorer.controls["site"].value = "conv"
+    assert not explorer.live.dimmed
+    assert "as it is" in explorer.status
+
+
 def test_a_parameter_out_of_range_is_said(explorer):
     explorer.controls["scheme"].value = "trunc_normal"
     explorer.controls["scheme_params"].value = {"std": -1.0}

@@ -59,6 +59,15 @@ class ModelExplorer(widgets.VBox):
     Raises:
         TypeError, ValueError: as ``trace`` does.
         Exception: whatever the model itself raises on this batch.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> _ = nn.init.constant_(model[0].weight, 0.5)
+    >>> explorer = ModelExplorer(model, torch.randn(32, 16))
+    >>> explorer.controls["scheme"].value = "the remedy"
+    >>> print(explorer.status)
+    A copy with the remedy: healthy, as far as was checked. Your model as it is: symmetry at 0.
+    >>> explorer.apply_()
     """
 
     def __init__(
@@ -344,7 +353,7 @@ class ModelExplorer(widgets.VBox):
         if self.timing["compute"] > _NOTICEABLE:
             self._say("Computing …")
         self._geometry = self._geometry or deeper
-        if deeper:
+        if deeper or self._failed:  # what failed may have been the look at the model itself
             self._was = self._look(AS_IS, self._model)
         self._tried = self._trial = None
         if wanted is not None:
