@@ -16,6 +16,7 @@ _HOMES = {
     "initlab.data": ("Batch", "digits", "noise"),
     "initlab.diagnosis": ("Diagnosis", "diagnose"),
     "initlab.experiment": ("Experiment",),
+    "initlab.explorers.model": ("ModelExplorer",),
     "initlab.explorers.phase": ("PhaseExplorer",),
     "initlab.explorers.scheme": ("SchemeExplorer",),
     "initlab.explorers.signal": ("SignalExplorer",),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from initlab.data import Batch, digits, noise
     from initlab.diagnosis import Diagnosis, diagnose
     from initlab.experiment import Experiment
+    from initlab.explorers.model import ModelExplorer
     from initlab.explorers.phase import PhaseExplorer
     from initlab.explorers.scheme import SchemeExplorer
     from initlab.explorers.signal import SignalExplorer

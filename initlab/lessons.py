@@ -161,6 +161,45 @@ def _one_number(right: float, otherwise: str, near: Mapping[float, str]) -> Exer
     return judge
 
 
+def _initial_loss(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one number, a loss"
+    if math.isclose(number, math.log(27), rel_tol=0.02):
+        return None
+    if math.isclose(number, 1 / 27, rel_tol=0.02):
+        return "that is the probability of each letter; the loss is its negative logarithm"
+    if math.isclose(number, math.log2(27), rel_tol=0.02):
+        return "that is in bits; cross-entropy in PyTorch takes the natural logarithm"
+    return "cross-entropy is −log of the probability that the right letter gets"
+
+
+def _bound(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one positive number, the bound a"
+    if math.isclose(number, math.sqrt(6 / 128), rel_tol=0.02):
+        return None
+    if math.isclose(number, math.sqrt(2 / 128), rel_tol=0.02):
+        return "that is the standard deviation; how wide is a uniform law that has it?"
+    if math.isclose(number, math.sqrt(3 / 128), rel_tol=0.02):
+        return "that keeps a linear network; how much of E h² does ReLU let through?"
+    return "the variance of U(−a, a) is a²/3; set 128 · a²/3 · ½ to 1"
+
+
+def _std_of_conv3d(answer: Any) -> Verdict:
+    number = _number(answer)
+    if number is None:
+        return "the answer is one positive number, a standard deviation"
+    if math.isclose(number, math.sqrt(2 / 432), rel_tol=0.02):
+        return None
+    if math.isclose(number, math.sqrt(2 / 16), rel_tol=0.02):
+        return "each output also sums over the positions of the kernel; how many are there?"
+    if math.isclose(number, math.sqrt(2 / (32 * 27)), rel_tol=0.02):
+        return "that is for fan_out; forward, one output sums over the inputs"
+    return "count the products that one output sums up, n, and set n · std² · ½ to 1"
+
+
 def _number(answer: Any) -> float | None:
     """The answer as a finite float, or None: a list, a tensor of two, True, 10**400, …"""
     if isinstance(answer, bool):  # True is not how one answers 1
@@ -237,6 +276,9 @@ EXERCISES: Mapping[str, Exercise] = MappingProxyType(
         "09-largest": _largest,
         "09-leaky": _leaky,
         "09-layers": _layers,
+        "12-initial-loss": _initial_loss,
+        "12-bound": _bound,
+        "12-conv3d": _std_of_conv3d,
     }
 )
 """Every exercise by name; a new one is one entry."""

@@ -20,8 +20,10 @@ def test_the_notebook_runs_and_shows_its_explorer(open_and_run, notebook):
     view.page.locator(".initlab-explorer").first.scroll_into_view_if_needed()
     view.screenshot(notebook.stem)
     handle = view.page.locator(".initlab-explorer .noUi-handle").first
+    tree = view.page.locator(".initlab-explorer .widget-select select")
+    control, key = (tree.first, "ArrowUp") if tree.count() else (handle, "ArrowLeft")
     before = view.page.locator(".initlab-explorer img").first.get_attribute("src")
-    handle.press("ArrowLeft")
+    control.press(key)
     view.page.wait_for_function(
         "src => document.querySelector('.initlab-explorer img').src !== src", arg=before
     )

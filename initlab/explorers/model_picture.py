@@ -1,0 +1,213 @@
+"""The picture of ModelExplorer: the signal over depth, and the values of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from initlab.plots import (
+    BLACK,
+    BLUE,
+    ORANGE,
+    SKY,
+    VIEWS,
+    Curve,
+    Panel,
+    Picture,
+    curve,
+    unit_curves,
+)
+from initlab.tracing import Histogram, Site, Trace
+
+RIGHT_VIEWS = (
+    ("gradients", "backward"),
+    ("weight gradients", "weight_grad"),
+    ("weights", "weights"),
+    ("dead and saturated units", "units"),
+    ("cosine between inputs", "cosine"),
+    ("histograms", "histograms"),
+)
+_BINS = 64
+_READOUT_ROWS = 400
+_MOST = 1_000_000  # weights that a histogram counts; of more, every k-th
+_LEFT, _WIDTH = (0.07, 0.57), 0.29  # of the axes; names at the curves' ends stand right of them
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model as it was traced, and what to call it."""
+
+    label: str
+    model: nn.Module
+    trace: Trace
+
+
+class ModelPicture:
+    """Two panels over depth with the selected layer marked, and two histograms of that layer."""
+
+    def __init__(self) -> None:
+        self.figure = Picture(7.6, 5.2)  # beside a tree: as many pixels as the screen has left
+        self.panels = [
+            Panel(self.figure.add_axes((left, 0.60, _WIDTH, 0.29)), animated=True) for left in _LEFT
+        ]
+        self._values, self._weights = (
+            self.figure.add_axes((left, 0.08, _WIDTH, 0.33)) for left in _LEFT
+        )
+
+    @property
+    def moving(self) -> list[Any]:
+        return [artist for panel in self.panels for artist in panel.moving]
+
+    def update(self, now: Seen, was: Seen | None, site: str, *, quantity: str, right: str) -> None:
+        """Draw what is seen now, and dashed what was, with one site selected.
+
+        The histograms are new with every site, so all of the figure is drawn anew.
+        """
+        for panel, what in zip(self.panels, ("forward", right), strict=True):
+            self._over_depth(panel, what, now, was, quantity)
+            _break_title(panel.ax)
+            if what != "histograms":  # whose axis is not depth
+                _mark(panel, now.trace[site])
+        self._of_site(now, was, site)
+
+    def _over_depth(
+        self, panel: Panel, what: str, now: Seen, was: Seen | None, quantity: str
+    ) -> None:
+        if what == "histograms":
+            panel.histograms(now.trace)
+            return
+        if what == "units":
+            panel.update(what, measured=unit_curves(now.trace))
+            return
+        label = now.label if was else ""  # a curve alone needs no name
+        panel.update(
+            what,
+            measured=[curve(now.trace, what, quantity, label)],
+            pinned=_ghost(was, what, quantity),
+            quantity=quantity,
+        )
+
+    def readout(
+        self, boxes: list[list[float]], now: Seen, was: Seen | None, *, quantity: str, right: str
+    ) -> list[dict[str, Any]]:
+        """What a pointer over a panel reads: each layer's number, and what it was."""
+        return [
+            {
+                "box": box,
+                "span": list(panel.ax.get_xlim()),
+                "rows": list(_rows(what, now, was, quantity))[:_READOUT_ROWS],
+            }
+            for panel, what, box in zip(self.panels, ("forward", right), boxes, strict=False)
+        ]
+
+    def _of_site(self, now: Seen, was: Seen | None, name: str) -> None:
+        site = now.trace[name]
+        old = was.trace[name] if was and name in was.trace else None
+        _set_up(self._values, f"Values of {_shortened(name)}")
+        _histograms(self._values, site.histogram, old and old.histogram)
+        if site.parameter is None:
+            _set_up(self._weights, f"{_shortened(site.op or site.kind)} has no weights")
+            return
+        _set_up(self._weights, f"Weights of {_shortened(name)}")
+        before = _weights(was, site) if was else None
+        _histograms(self._weights, _weights(now, site), before)
+
+
+def _rows(what: str, now: Seen, was: Seen | None, quantity: str) -> Iterator[list[Any]]:
+    if what == "histograms":  # whose axis is not depth
+        return
+    if what == "units":
+        curves = [each for each in unit_curves(now.trace) if len(each.layers)]
+    else:
+        drawn = [curve(now.trace, what, quantity, now.label), _ghost(was, what, quantity)]
+        curves = [each for each in drawn if each is not None]
+    names = [site.name for site in now.trace if site.kind in VIEWS[what].kinds]
+    for index, name in enumerate(names):
+        read = [f"{each.label} {each.values[index]:.4g}" for each in curves
+                if index < len(each.values)]  # fmt: skip
+        depth = now.trace[name].depth
+        yield [depth, f"layer {depth}, {name}: {', '.join(read)}"]
+
+
+def _ghost(was: Seen | None, what: str, quantity: str) -> Curve | None:
+    if was is None:
+        return None
+    ghost = curve(was.trace, what, quantity, was.label)
+    return ghost if np.isfinite(ghost.values).any() or ghost.note else None
+
+
+def _break_title(ax: Any) -> None:
+    """Two lines, where one would be wider than its half of the figure."""
+    title = ax.get_title(loc="left")
+    ax.set_title(title.replace(": ", "\n"), loc="left", fontsize=10)
+
+
+def _mark(panel: Panel, site: Site) -> None:
+    mark = panel.ax.axvline(
+        site.depth, color=BLACK, linewidth=1.2, linestyle=":", zorder=2, animated=panel.animated
+    )
+    panel.moving.append(mark)
+
+
+def _set_up(ax: Any, title: str) -> None:
+    ax.clear()
+    ax.set_title(title, loc="left", fontsize=10.5)
+    ax.set_yticks([])
+    ax.tick_params(labelsize=9, colors="#444444")
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+
+
+def _histograms(ax: Any, now: Histogram | None, was: Histogram | None) -> None:
+    """Counts, each relative to its largest: filled what is, dashed what was."""
+    if now is None and was is None:
+        ax.text(0.5, 0.5, "nothing that can be counted", transform=ax.transAxes, ha="center",
+                fontsize=9)  # fmt: skip
+    if now is not None:
+        _one(ax, now, BLUE, "-", SKY)
+    if was is not None:
+        _one(ax, was, ORANGE, "--", None)
+
+
+def _one(ax: Any, histogram: Histogram, color: str, style: str, fill: str | None) -> None:
+    edges, counts = np.array(histogram.edges), np.array(histogram.counts, float)
+    heights = counts / max(counts.max(), 1)
+    if edges[-1] - edges[0] <= 1e-9 * abs(edges).max():  # equal values: a line, not a block
+        ax.plot([edges[0], edges[0]], [0, 1], color=color, linewidth=3, linestyle=style)
+        return
+    if fill:
+        ax.stairs(heights, edges, fill=True, color=fill, alpha=0.75)
+    ax.stairs(heights, edges, color=color, linewidth=1.0, linestyle=style)
+
+
+def _weights(seen: Seen, site: Site) -> Histogram | None:
+    """The parameter of a site, counted; None where there is nothing finite to count."""
+    try:
+        parameter: Tensor = seen.model.get_parameter(site.parameter or "")
+    except AttributeError:  # computed on the way, and held nowhere
+        return None
+    if not parameter.is_floating_point():
+        return None
+    flat = parameter.detach().reshape(-1)
+    numbers = flat[:: max(1, -(-flat.numel() // _MOST))].double().cpu().numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return None
+    low, high = float(numbers.min()), float(numbers.max())
+    if low == high:
+        return Histogram((low, high), (numbers.size,))
+    counts, edges = np.histogram(numbers, _BINS, (low, high))
+    return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 34 else f"…{name[-33:]}"
+
+
+def needs_geometry(right: str) -> bool:
+    """Whether this view draws what only a trace with ``geometry=True`` has."""
+    return VIEWS[right].field == "cosine"
