@@ -168,7 +168,9 @@ def theory_curve(
         theory = curve(prediction, what, "second_moment", "theory")
         low, high = (curve(prediction, what, bound).values for bound in ("low", "high"))
         if np.isfinite(low).any():
-            theory = replace(theory, label="theory, 95 % of draws", low=low, high=high)
+            theory = replace(
+                theory, label="theory, 95\u00a0%\u00a0of\u00a0draws", low=low, high=high
+            )
     return theory if np.isfinite(theory.values).any() else None
 
 
