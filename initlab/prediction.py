@@ -148,8 +148,12 @@ class Prediction:
         return f"Prediction({len(self.sites)} sites{', ' + self.reason if self.reason else ''})"
 
 
-def predict(experiment: Predictable) -> Prediction:
+def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
     """What theory says for every site that ``experiment.run()`` will measure.
+
+    Args:
+        experiment: or whatever has the fields of one.
+        band: whether to follow ``low`` and ``high`` too, which takes most of the time.
 
     Returns:
         A Prediction whose sites are named as the trace's. Its ``reason`` is a sentence where
@@ -165,8 +169,11 @@ def predict(experiment: Predictable) -> Prediction:
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
     centred = not any(layer.mean for layer in layers)
-    follow = _follow_centred if centred else _follow_shifted
-    sites = tuple(_sites(experiment, follow(experiment, layers, phi)))
+    if centred:
+        rows = _follow_centred(experiment, layers, phi, band)
+    else:
+        rows = _follow_shifted(experiment, layers, phi)
+    sites = tuple(_sites(experiment, rows))
     return Prediction(sites, batch_size=experiment.batch_size, centred=centred)
 
 
@@ -239,7 +246,7 @@ class _Row:
 
 
 def _follow_centred(
-    experiment: Predictable, layers: Sequence[Affine], phi: Activation
+    experiment: Predictable, layers: Sequence[Affine], phi: Activation, band: bool
 ) -> list[_Row]:
     drawn = experiment.data != "noise"  # of noise theory knows the law, not the draw
     source = _source(
@@ -249,6 +256,7 @@ def _follow_centred(
         layers[0].inputs,
         experiment.data_seed if drawn else 0,
         phi.homogeneous is not None,
+        band,
     )
     steps: list[Step] = []
     for index, layer in enumerate(layers):
@@ -308,7 +316,7 @@ def _band(
 
 @lru_cache(maxsize=64)
 def _source(
-    data: str, architecture: str, batch_size: int, inputs: int, seed: int, fine: bool
+    data: str, architecture: str, batch_size: int, inputs: int, seed: int, fine: bool, band: bool
 ) -> Signal:
     """The batch as theory sees it: a few groups by length, a few groups of pairs by angle."""
     image = (1, 8, 8) if architecture == "cnn" else (1,)
@@ -316,7 +324,7 @@ def _source(
     if data == "noise":
         ones = np.ones(image)
         drawn = Scatter(single=math.log1p(2 / inputs), angle=1 / (inputs * taps))
-        return Signal(ones, ones, ones, drawn)
+        return Signal(ones, ones, ones, drawn if band else None)
     given = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double()
     x = given.numpy()
     squares = (x**2).mean(axis=1)
@@ -327,7 +335,7 @@ def _source(
     else:
         groups = np.array_split(np.sort(squares), min(_GROUPS, batch_size))
         lengths = _evenly([group.mean() for group in groups], [len(group) for group in groups])
-    return Signal(lengths, pair_lengths, pair_gaps, Scatter(angle=angle))
+    return Signal(lengths, pair_lengths, pair_gaps, Scatter(angle=angle) if band else None)
 
 
 def _evenly(values: list[float], counts: list[int]) -> np.ndarray:

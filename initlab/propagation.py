@@ -316,7 +316,8 @@ def backward(
             image = image.mean() / (lower[1] * lower[2]) ** 2 * np.ones(lower)
         image = step.layer.backward_factor * step.layer.blur(image)
         rigid = step.layer.rigidity_below
-        below = scatter.over_units(step.layer.inputs, 1.0, rigid)
+        if followed:
+            below = scatter.over_units(step.layer.inputs, 1.0, rigid)
     return rows[::-1], gradient(image, below, drifts[0])
 
 

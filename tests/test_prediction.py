@@ -280,3 +280,13 @@ def test_predicting_draws_nothing_from_torchs_global_generator():
     state = torch.random.get_rng_state()
     Experiment(depth=3, batch_size=32).predict()
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("data", ["noise", "digits"])
+def test_without_its_band_a_prediction_is_the_same(data):
+    experiment = SMALL.replace(data=data, activation="tanh")
+    whole, bare = predict(experiment), predict(experiment, band=False)
+    for a, b in zip(whole, bare, strict=True):
+        assert a.forward.second_moment == b.forward.second_moment
+        assert a.backward.second_moment == b.backward.second_moment
+        assert b.forward.low is b.backward.high is None

@@ -6,7 +6,7 @@ import math
 
 from initlab.experiment import Experiment
 from initlab.plots import HEALTHY, Curve, curve, theory_curve
-from initlab.prediction import Prediction
+from initlab.prediction import Prediction, predict
 from initlab.tracing import Trace
 
 _CURES = ("kaiming_normal", "xavier_normal", "lecun_normal", "orthogonal")
@@ -66,7 +66,7 @@ def _cure(experiment: Experiment, quantity: str) -> str:
     for name in _CURES:
         if name == experiment.scheme and experiment.gain is None:
             continue
-        prediction = experiment.replace(scheme=name, gain=None, bias=None).predict()
+        prediction = predict(experiment.replace(scheme=name, gain=None, bias=None), band=False)
         if all(
             _healthy(theory_curve(prediction, *each))
             for each in (("forward", quantity), ("backward",))
