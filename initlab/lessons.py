@@ -14,28 +14,6 @@ Verdict = str | None
 Exercise = Callable[[Any], Verdict]
 
 
-def _symmetry(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is a whole number: how many different rows there are"
-    if number == 1:
-        return None
-    return "units with equal weights in and out get equal gradients; what are they after a step?"
-
-
-def _std_for_relu(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one positive number, a standard deviation"
-    if math.isclose(number, math.sqrt(2 / 400), rel_tol=0.02):
-        return None
-    if math.isclose(number, math.sqrt(1 / 400), rel_tol=0.02):
-        return "that keeps a linear network; how much of E h² does ReLU let through?"
-    if math.isclose(number, 2 / 400, rel_tol=0.02):
-        return "that is the variance; the question is for the standard deviation"
-    return "set n · std² · E φ² to 1, with n = 400 and E φ² = ½ for ReLU under N(0, 1)"
-
-
 def _overflow(answer: Any) -> Verdict:
     number = _number(answer)
     if number is None:
@@ -47,94 +25,6 @@ def _overflow(answer: Any) -> Verdict:
     return "each layer multiplies |h| by about √(128 / 2) = 8; how often until 3.4 · 10³⁸?"
 
 
-def _across(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a variance"
-    if math.isclose(number, 0.2, rel_tol=0.02):
-        return None
-    if math.isclose(number, 1.8, rel_tol=0.02):
-        return "that is E[uv], what the two inputs share; the variance is what they do not"
-    return "write half the squared distance of u and v by E[u²], E[v²] and E[uv]"
-
-
-def _layers_to_alike(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is a whole number of layers"
-    if number == 13:
-        return None
-    if number in (12, 14):
-        return "close: count ReLU layers, and the cosine of what comes out of them"
-    return "apply the map again and again from c = 0, and count until 0.9"
-
-
-def _var_of_relu(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a variance"
-    if math.isclose(number, 1 - 1 / math.pi, rel_tol=0.02):
-        return None
-    if math.isclose(number, 1, rel_tol=0.02):
-        return "that is E[φ²]; what is the mean of φ?"
-    return "Var φ = E[φ²] − (E φ)², and E φ = √(q / 2π) for ReLU"
-
-
-def _settled_length(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a second moment"
-    if math.isclose(number, 0.5, rel_tol=0.01):
-        return None
-    if math.isclose(number, 0.25, rel_tol=0.01):
-        return "that is what the biases add in every layer; what of it does the next one keep?"
-    return "at q* a layer changes nothing: solve q = σ_w²·q/2 + σ_b² for q"
-
-
-def _edge_of_sin(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a σ_w"
-    if math.isclose(number, 1.0, rel_tol=0.01):
-        return None
-    if math.isclose(number, math.sqrt(2), rel_tol=0.01):
-        return "that is ReLU's, which drops half of every signal; what is the slope of sin at 0?"
-    return "set χ₁ = σ_w²·E φ'(√q z)² to 1, with the φ' of a very small argument"
-
-
-def _horizon(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number of layers"
-    if math.isclose(number, 331, rel_tol=0.03):
-        return None
-    if math.isclose(number, 55.14, rel_tol=0.03):
-        return "that is ξ_c, where 1/e is left; the rule allows several of them"
-    return "take xi_c of theory.depth_scales with these σ_w and σ_b, six times"
-
-
-def _largest(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a singular value"
-    if math.isclose(number, 2.0, rel_tol=0.01):
-        return None
-    if math.isclose(number, 4.0, rel_tol=0.01):
-        return "that is its square; by how much does the layer stretch a vector?"
-    return "where does the Marchenko-Pastur density of the squared values end?"
-
-
-def _leaky(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a ratio"
-    if math.isclose(number, 1.36, rel_tol=0.005):
-        return None
-    if math.isclose(number, 0.85, rel_tol=0.005):
-        return "that is μ₂/μ₁; the denominator is squared"
-    return "φ'² is 1 or ¼, each half of the time; average it, and its square"
-
-
 def _layers(answer: Any) -> Verdict:
     number = _number(answer)
     if number is None:
@@ -144,60 +34,31 @@ def _layers(answer: Any) -> Verdict:
     return "the variance is proportional to the number of layers; what does one add?"
 
 
-def _one_number(right: float, otherwise: str, near: Mapping[float, str]) -> Exercise:
-    """An exercise whose answer is one number, to 2 %: hints for near misses, and for the rest."""
+def _one_number(
+    right: float,
+    otherwise: str,
+    near: Mapping[float, str],
+    *,
+    asks: str = "one number",
+    rel_tol: float = 0.02,
+) -> Exercise:
+    """An exercise whose answer is one number, to ``rel_tol``: hints for near misses, and the rest.
+
+    ``asks`` completes "the answer is …", for an answer that is no number.
+    """
 
     def judge(answer: Any) -> Verdict:
         number = _number(answer)
         if number is None:
-            return "the answer is one number"
-        if math.isclose(number, right, rel_tol=0.02):
+            return f"the answer is {asks}"
+        if math.isclose(number, right, rel_tol=rel_tol):
             return None
         return next(
-            (hint for miss, hint in near.items() if math.isclose(number, miss, rel_tol=0.02)),
+            (hint for miss, hint in near.items() if math.isclose(number, miss, rel_tol=rel_tol)),
             otherwise,
         )
 
     return judge
-
-
-def _initial_loss(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one number, a loss"
-    if math.isclose(number, math.log(27), rel_tol=0.02):
-        return None
-    if math.isclose(number, 1 / 27, rel_tol=0.02):
-        return "that is the probability of each letter; the loss is its negative logarithm"
-    if math.isclose(number, math.log2(27), rel_tol=0.02):
-        return "that is in bits; cross-entropy in PyTorch takes the natural logarithm"
-    return "cross-entropy is −log of the probability that the right letter gets"
-
-
-def _bound(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one positive number, the bound a"
-    if math.isclose(number, math.sqrt(6 / 128), rel_tol=0.02):
-        return None
-    if math.isclose(number, math.sqrt(2 / 128), rel_tol=0.02):
-        return "that is the standard deviation; how wide is a uniform law that has it?"
-    if math.isclose(number, math.sqrt(3 / 128), rel_tol=0.02):
-        return "that keeps a linear network; how much of E h² does ReLU let through?"
-    return "the variance of U(−a, a) is a²/3; set 128 · a²/3 · ½ to 1"
-
-
-def _std_of_conv3d(answer: Any) -> Verdict:
-    number = _number(answer)
-    if number is None:
-        return "the answer is one positive number, a standard deviation"
-    if math.isclose(number, math.sqrt(2 / 432), rel_tol=0.02):
-        return None
-    if math.isclose(number, math.sqrt(2 / 16), rel_tol=0.02):
-        return "each output also sums over the positions of the kernel; how many are there?"
-    if math.isclose(number, math.sqrt(2 / (32 * 27)), rel_tol=0.02):
-        return "that is for fan_out; forward, one output sums over the inputs"
-    return "count the products that one output sums up, n, and set n · std² · ½ to 1"
 
 
 def _number(answer: Any) -> float | None:
@@ -213,8 +74,24 @@ def _number(answer: Any) -> float | None:
 
 EXERCISES: Mapping[str, Exercise] = MappingProxyType(
     {
-        "01-symmetry": _symmetry,
-        "01-std-for-relu": _std_for_relu,
+        "01-symmetry": _one_number(
+            1,
+            "units with equal weights in and out get equal gradients; what are they after a step?",
+            {},
+            asks="a whole number: how many different rows there are",
+            rel_tol=0,
+        ),
+        "01-std-for-relu": _one_number(
+            math.sqrt(2 / 400),
+            "set n · std² · E φ² to 1, with n = 400 and E φ² = ½ for ReLU under N(0, 1)",
+            {
+                math.sqrt(1 / 400): (
+                    "that keeps a linear network; how much of E h² does ReLU let through?"
+                ),
+                2 / 400: "that is the variance; the question is for the standard deviation",
+            },
+            asks="one positive number, a standard deviation",
+        ),
         "01-overflow": _overflow,
         "02-by-hand": _one_number(
             10.5,
@@ -267,18 +144,108 @@ EXERCISES: Mapping[str, Exercise] = MappingProxyType(
                 6.0**-10: "that is the factor itself; how many times *smaller* does it make E δ²?",
             },
         ),
-        "07-across": _across,
-        "07-layers": _layers_to_alike,
-        "07-var-of-relu": _var_of_relu,
-        "08-settled-length": _settled_length,
-        "08-edge-of-sin": _edge_of_sin,
-        "08-horizon": _horizon,
-        "09-largest": _largest,
-        "09-leaky": _leaky,
+        "07-across": _one_number(
+            0.2,
+            "write half the squared distance of u and v by E[u²], E[v²] and E[uv]",
+            {1.8: "that is E[uv], what the two inputs share; the variance is what they do not"},
+            asks="one number, a variance",
+        ),
+        "07-layers": _one_number(
+            13,
+            "apply the map again and again from c = 0, and count until 0.9",
+            dict.fromkeys(
+                (12, 14), "close: count ReLU layers, and the cosine of what comes out of them"
+            ),
+            asks="a whole number of layers",
+            rel_tol=0,
+        ),
+        "07-var-of-relu": _one_number(
+            1 - 1 / math.pi,
+            "Var φ = E[φ²] − (E φ)², and E φ = √(q / 2π) for ReLU",
+            {1: "that is E[φ²]; what is the mean of φ?"},
+            asks="one number, a variance",
+        ),
+        "08-settled-length": _one_number(
+            0.5,
+            "at q* a layer changes nothing: solve q = σ_w²·q/2 + σ_b² for q",
+            {
+                0.25: "that is what the biases add in every layer; what of it does the next one keep?"
+            },
+            asks="one number, a second moment",
+            rel_tol=0.01,
+        ),
+        "08-edge-of-sin": _one_number(
+            1.0,
+            "set χ₁ = σ_w²·E φ'(√q z)² to 1, with the φ' of a very small argument",
+            {
+                math.sqrt(2): (
+                    "that is ReLU's, which drops half of every signal; "
+                    "what is the slope of sin at 0?"
+                ),
+            },
+            asks="one number, a σ_w",
+            rel_tol=0.01,
+        ),
+        "08-horizon": _one_number(
+            331,
+            "take xi_c of theory.depth_scales with these σ_w and σ_b, six times",
+            {55.14: "that is ξ_c, where 1/e is left; the rule allows several of them"},
+            asks="one number of layers",
+            rel_tol=0.03,
+        ),
+        "09-largest": _one_number(
+            2.0,
+            "where does the Marchenko-Pastur density of the squared values end?",
+            {4.0: "that is its square; by how much does the layer stretch a vector?"},
+            asks="one number, a singular value",
+            rel_tol=0.01,
+        ),
+        "09-leaky": _one_number(
+            1.36,
+            "φ'² is 1 or ¼, each half of the time; average it, and its square",
+            {0.85: "that is μ₂/μ₁; the denominator is squared"},
+            asks="one number, a ratio",
+            rel_tol=0.005,
+        ),
         "09-layers": _layers,
-        "12-initial-loss": _initial_loss,
-        "12-bound": _bound,
-        "12-conv3d": _std_of_conv3d,
+        "12-initial-loss": _one_number(
+            math.log(27),
+            "cross-entropy is −log of the probability that the right letter gets",
+            {
+                1
+                / 27: "that is the probability of each letter; the loss is its negative logarithm",
+                math.log2(
+                    27
+                ): "that is in bits; cross-entropy in PyTorch takes the natural logarithm",
+            },
+            asks="one number, a loss",
+        ),
+        "12-bound": _one_number(
+            math.sqrt(6 / 128),
+            "the variance of U(−a, a) is a²/3; set 128 · a²/3 · ½ to 1",
+            {
+                math.sqrt(2 / 128): (
+                    "that is the standard deviation; how wide is a uniform law that has it?"
+                ),
+                math.sqrt(3 / 128): (
+                    "that keeps a linear network; how much of E h² does ReLU let through?"
+                ),
+            },
+            asks="one positive number, the bound a",
+        ),
+        "12-conv3d": _one_number(
+            math.sqrt(2 / 432),
+            "count the products that one output sums up, n, and set n · std² · ½ to 1",
+            {
+                math.sqrt(2 / 16): (
+                    "each output also sums over the positions of the kernel; how many are there?"
+                ),
+                math.sqrt(2 / (32 * 27)): (
+                    "that is for fan_out; forward, one output sums over the inputs"
+                ),
+            },
+            asks="one positive number, a standard deviation",
+        ),
     }
 )
 """Every exercise by name; a new one is one entry."""
