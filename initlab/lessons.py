@@ -169,7 +169,9 @@ EXERCISES: Mapping[str, Exercise] = MappingProxyType(
             0.5,
             "at q* a layer changes nothing: solve q = σ_w²·q/2 + σ_b² for q",
             {
-                0.25: "that is what the biases add in every layer; what of it does the next one keep?"
+                0.25: (
+                    "that is what the biases add in every layer; what of it does the next one keep?"
+                ),
             },
             asks="one number, a second moment",
             rel_tol=0.01,
