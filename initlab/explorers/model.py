@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import html
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from initlab.diagnosis import Diagnosis, diagnose
 from initlab.explorers.controls import Number, SchemeParameters, choice
+from initlab.explorers.explorer import Explorer, button, fold
 from initlab.explorers.model_picture import RIGHT_VIEWS, ModelPicture, Seen, needs_geometry
 from initlab.explorers.model_trial import (
     Change,
@@ -36,7 +34,7 @@ REMEDY = "the remedy"
 _NOTICEABLE = 150.0  # milliseconds
 
 
-class ModelExplorer(widgets.VBox):
+class ModelExplorer(Explorer):
     """Look into a model of your own, and try another initialization on a copy of it.
 
     The model stays bit for bit what it is until ``apply_`` (or its button) is asked for. (As with
@@ -80,30 +78,24 @@ class ModelExplorer(widgets.VBox):
     ) -> None:
         self._model, self._inputs = model, inputs
         self._options = {"target": target, "loss_fn": loss_fn, "model_kwargs": model_kwargs}
-        self._lock = threading.RLock()
-        self._newest = 0
-        self._writer: int | None = None  # the thread that writes the controls, if one does
-        self._text = ""
         self._failed = False
         self._geometry = False
         self._tried: Change | None = None
         self._trial: tuple[Seen, Diagnosis] | None = None
         self._warned: list[str] = []
-        self.timing: dict[str, float] = {"compute": 0.0}
         self._was = self._look(AS_IS, model)
         self._batch = batch_of(model, inputs, model_kwargs or {})
+        super().__init__(status_height="44px")
+        self.timing = {"compute": 0.0}
         self._picture = ModelPicture()
         self.figure = self._picture.figure
         self.live = LiveFigure(self.figure)
         self.controls = self._make_controls()
-        self._status = widgets.HTML(layout=widgets.Layout(min_height="44px", margin="0 6px"))
-        self._status.add_class("initlab-status")
         self._numbers, self._report = widgets.HTML(), widgets.HTML()
         self._code = widgets.Textarea(
             rows=12, layout=widgets.Layout(width="100%"), description="code"
         )
-        super().__init__(self._arrange())
-        self.add_class("initlab-explorer")
+        self.children = self._arrange()
         self._offer()
         self._observe()
         self._update()
@@ -133,16 +125,22 @@ class ModelExplorer(widgets.VBox):
         beside = widgets.VBox(
             [self.live, self._status], layout=widgets.Layout(flex="1 1 520px", min_width="0")
         )
-        self._apply = _button("Apply", "write what is tried to your model", self._apply_pressed)
+        self._apply = button(
+            "Apply", "write what is tried to your model", self._apply_pressed, "104px"
+        )
         buttons = [
             self._apply,
-            _button("Resample", "draw what is tried anew, with the next seed", self.resample),
-            _button("Look again", "trace your model as it is now", self.look_again),
-            _button("Reset", "return to your model as it is, and the first view", self.reset),
+            button(
+                "Resample", "draw what is tried anew, with the next seed", self.resample, "104px"
+            ),
+            button("Look again", "trace your model as it is now", self.look_again, "104px"),
+            button(
+                "Reset", "return to your model as it is, and the first view", self.reset, "104px"
+            ),
         ]
         self._folds = [
-            _fold("diagnosis and remedy", self._report),
-            _fold("PyTorch code of what is tried", self._code),
+            fold("diagnosis and remedy", self._report),
+            fold("PyTorch code of what is tried", self._code),
         ]
         return [
             widgets.HBox(main, layout=row),
@@ -159,8 +157,8 @@ class ModelExplorer(widgets.VBox):
     def _observe(self) -> None:
         for control in self.controls.values():
             control.observe(lambda _: self._changed(), "value")
-        for fold in self._folds:
-            fold.observe(lambda _: self._fill_folds(), "selected_index")
+        for each in self._folds:
+            each.observe(lambda _: self._fill_folds(), "selected_index")
 
     def _offer(self) -> None:
         """The menu holds what can be tried on the model as it is; the tree, its sites."""
@@ -212,11 +210,6 @@ class ModelExplorer(widgets.VBox):
         """The copy on which something is tried; None while the model is shown as it is."""
         return self._trial[0].model if self._trial else None
 
-    @property
-    def status(self) -> str:
-        """The text of the status line."""
-        return self._text
-
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
         seen = self._was[0].trace
@@ -262,10 +255,6 @@ class ModelExplorer(widgets.VBox):
                 return
             self._update(before)
 
-    def resample(self) -> None:
-        """Draw what is tried anew, with the next seed."""
-        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
-
     def reset(self) -> None:
         """Return to the model as it is, and to the first view of it."""
         with self._lock:
@@ -278,14 +267,6 @@ class ModelExplorer(widgets.VBox):
                 self.controls["site"].value = self._first_site()
             self._update()
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
-        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
-        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
-
-    def __repr__(self) -> str:
-        return f"ModelExplorer: {self.summary()}"
-
     # ------------------------------------------------------------ reacting
 
     def _apply_pressed(self) -> None:
@@ -295,22 +276,11 @@ class ModelExplorer(widgets.VBox):
             self._fail(str(error))
 
     def _changed(self) -> None:
-        if self._writer == threading.get_ident():
+        if self._is_writing:
             return
-        self._newest += 1
-        mine = self._newest
-        with self._lock:
-            if mine == self._newest:  # else a later change is waiting; it will show both
+        with self._in_turn() as newest:
+            if newest:
                 self._update()
-
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Write to the controls without reacting; other threads' changes are still heard."""
-        outer, self._writer = self._writer, threading.get_ident()
-        try:
-            yield
-        finally:
-            self._writer = outer
 
     def _wanted(self) -> Change | None:
         """What the controls ask to try; None: the model as it is."""
@@ -399,27 +369,7 @@ class ModelExplorer(widgets.VBox):
             if code.selected_index is not None:
                 self._code.value = self.code()
 
-    def _say(self, text: str) -> None:
-        self._text = text
-        self._status.value = (
-            f'<div class="initlab-sentence" role="status">{html.escape(text)}</div>'
-        )
-
     def _fail(self, text: str) -> None:
-        """Say what is wrong, and show the picture as out of date."""
-        self._text, self._failed = text, True
-        self._status.value = (
-            f'<div class="initlab-sentence" role="alert">⚠ {html.escape(text)}</div>'
-        )
+        self._failed = True
         self._apply.disabled = True
-        self.live.dimmed = True
-
-
-def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
-    button = widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width="104px"))
-    button.on_click(lambda _: action())
-    return button
-
-
-def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
-    return widgets.Accordion([content], titles=(title,), selected_index=None)
+        super()._fail(text)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
@@ -19,6 +15,7 @@ from initlab.activations import activation as resolve
 from initlab.experiment import Experiment
 from initlab.explorers.controls import Number, choice
 from initlab.explorers.draggable import DraggableFigure
+from initlab.explorers.explorer import Explorer, button, fold
 from initlab.explorers.phase_picture import STARTS, Course, PhasePicture
 from initlab.explorers.phase_point import (
     Forecast,
@@ -39,7 +36,7 @@ from initlab.tracing import Trace, trace
 _STEP = 0.01  # of sigma, per arrow key
 
 
-class PhaseExplorer(widgets.VBox):
+class PhaseExplorer(Explorer):
     """Move a point over the (sigma_w, sigma_b) plane; see which phase it is in, and if a net obeys.
 
     The network is a wide mlp with weights N(0, sigma_w²/n) and biases N(0, sigma_b²). What enters
@@ -78,27 +75,20 @@ class PhaseExplorer(widgets.VBox):
         self._start = self._experiment = network_at(
             activation, sigma_w, sigma_b, depth, width, seed
         )
-        self._lock = threading.RLock()
-        self._newest = 0
-        self._writer: int | None = None  # the thread that writes the controls, if one does
+        super().__init__(status_height="44px")
         self._steps = (0, 0)
-        self._text = ""
         self._seen: Trace | None = None
         self.prediction: Forecast | None = None
         self.measured: Course | None = None
-        self.timing: dict[str, float] = {}
         self._picture = PhasePicture()
         self.figure = self._picture.figure
         self.live = DraggableFigure(self.figure)
         self.live.area = [float(edge) for edge in self.live.boxes()[0]]
-        self._status = widgets.HTML(layout=widgets.Layout(min_height="44px", margin="0 6px"))
-        self._status.add_class("initlab-status")
         self.controls = self._make_controls()
         self._code = widgets.Textarea(
             rows=18, layout=widgets.Layout(width="100%"), description="code"
         )
-        super().__init__(self._arrange())
-        self.add_class("initlab-explorer")
+        self.children = self._arrange()
         self._load(self._experiment)
         self._observe()
         self._refresh()
@@ -121,13 +111,13 @@ class PhaseExplorer(widgets.VBox):
         main = [self.controls[name] for name in ("activation", "sigma_w", "sigma_b", "depth")]
         more = [self.controls[name] for name in ("width", "seed")]
         self._folds = [
-            _fold("more: width and seed of the network", widgets.HBox(more, layout=row)),
-            _fold("PyTorch code", self._code),
+            fold("more: width and seed of the network", widgets.HBox(more, layout=row)),
+            fold("PyTorch code", self._code),
         ]
         buttons = [
-            self._button("To the edge", "move σ_w to the edge of chaos", self.to_the_edge),
-            self._button("Resample", "draw new weights and inputs", self.resample),
-            self._button("Reset", "return to where this explorer began", self.reset),
+            button("To the edge", "move σ_w to the edge of chaos", self.to_the_edge, "104px"),
+            button("Resample", "draw new weights and inputs", self.resample, "104px"),
+            button("Reset", "return to where this explorer began", self.reset, "104px"),
         ]
         return [
             widgets.HBox(main, layout=row),
@@ -136,13 +126,6 @@ class PhaseExplorer(widgets.VBox):
             widgets.HBox(buttons),
             *self._folds,
         ]
-
-    def _button(self, text: str, tooltip: str, action: Any) -> widgets.Button:
-        button = widgets.Button(
-            description=text, tooltip=tooltip, layout=widgets.Layout(width="104px")
-        )
-        button.on_click(lambda _: action())
-        return button
 
     def _observe(self) -> None:
         for control in self.controls.values():
@@ -181,11 +164,6 @@ class PhaseExplorer(widgets.VBox):
                 self._seen = trace(now.build(), entering, seed=now.probe_seed)
             return self._seen
 
-    @property
-    def status(self) -> str:
-        """The text of the status line."""
-        return self._text
-
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
         now = self._experiment
@@ -207,21 +185,9 @@ class PhaseExplorer(widgets.VBox):
             return
         self.controls["sigma_w"].value = sigma_w
 
-    def resample(self) -> None:
-        """Draw everything anew, with the next seed."""
-        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
-
     def reset(self) -> None:
         """Return to the first point of the first activation."""
         self.experiment = self._start
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
-        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
-        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
-
-    def __repr__(self) -> str:
-        return f"PhaseExplorer: {self.summary()}"
 
     # ------------------------------------------------------------ controls ⇄ experiment
 
@@ -253,12 +219,10 @@ class PhaseExplorer(widgets.VBox):
         self._changed()
 
     def _changed(self) -> None:
-        if self._writer == threading.get_ident():
+        if self._is_writing:
             return
-        self._newest += 1
-        mine = self._newest
-        with self._lock:
-            if mine != self._newest:  # a later change is waiting; it will show both
+        with self._in_turn() as newest:
+            if not newest:
                 return
             try:
                 asked = network_at(**{name: each.value for name, each in self.controls.items()})
@@ -267,15 +231,6 @@ class PhaseExplorer(widgets.VBox):
                 return
             self._experiment = asked
             self._refresh()
-
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Write to the controls without reacting; other threads' changes are still heard."""
-        outer, self._writer = self._writer, threading.get_ident()
-        try:
-            yield
-        finally:
-            self._writer = outer
 
     # ------------------------------------------------------------ compute and draw
 
@@ -337,21 +292,9 @@ class PhaseExplorer(widgets.VBox):
             if self._folds[1].selected_index is not None:
                 self._code.value = self.code()
 
-    def _say(self, text: str) -> None:
-        self._text = text
-        self._status.value = (
-            f'<div role="status" style="line-height: 1.4">{html.escape(text)}</div>'
-        )
-
     def _fail(self, text: str) -> None:
-        """Say what is wrong, and show the picture as out of date."""
-        self._text = text
         self._seen = self.prediction = self.measured = None
-        self._status.value = (
-            f'<div role="alert" style="line-height: 1.4; color: var(--jp-error-color0, #a00)">'
-            f"⚠ {html.escape(text)}</div>"
-        )
-        self.live.dimmed = True
+        super()._fail(text)
 
 
 class _Sigma(widgets.HBox):
@@ -397,10 +340,6 @@ class _Sigma(widgets.HBox):
                 self.slider.value = min(max(steps, self.slider.min), self.slider.max)
         finally:
             self._writing = False
-
-
-def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
-    return widgets.Accordion([content], titles=(title,), selected_index=None)
 
 
 def _capital(sentence: str) -> str:

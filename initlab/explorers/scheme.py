@@ -5,14 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
-import torch
 
 from initlab.activations import ACTIVATIONS, activation
 from initlab.explorers.controls import (
@@ -22,6 +18,7 @@ from initlab.explorers.controls import (
     choice,
     with_defaults,
 )
+from initlab.explorers.explorer import Explorer, button, fold, one_thread
 from initlab.explorers.finding import power
 from initlab.layer_draw import LAYER_KINDS, DrawnLayer, LayerDraw
 from initlab.live import LiveFigure
@@ -40,7 +37,7 @@ _SIZES = {
 _NOTICEABLE = 2e8  # rows · columns · the smaller of them; more than some 150 ms
 
 
-class SchemeExplorer(widgets.VBox):
+class SchemeExplorer(Explorer):
     """Choose a scheme and a layer; see its weights, their matrix and their singular values.
 
     Args:
@@ -60,13 +57,9 @@ class SchemeExplorer(widgets.VBox):
 
     def __init__(self, scheme: str | LayerDraw = "kaiming_normal") -> None:
         self._start = scheme if isinstance(scheme, LayerDraw) else LayerDraw(scheme)
+        super().__init__(status_height="38px")  # two lines: what stands below does not jump
         self._experiment = self._start
-        self._lock = threading.RLock()
-        self._newest = 0
-        self._writer: int | None = None  # the thread that writes the controls, if one does
-        self._text = ""
         self.drawn: DrawnLayer | None = None
-        self.timing: dict[str, float] = {}
         self._picture = WeightPicture()
         self.figure = self._picture.figure
         self.live = LiveFigure(self.figure)
@@ -75,15 +68,11 @@ class SchemeExplorer(widgets.VBox):
         self._formula.add_class("initlab-formula")
         self._facts = widgets.HTML(layout=widgets.Layout(flex="1 1 400px", min_width="0"))
         self._facts.add_class("initlab-facts")
-        # Two lines high, so that what stands below does not jump with the length of a sentence.
-        self._status = widgets.HTML(layout=widgets.Layout(min_height="38px", margin="0 6px"))
-        self._status.add_class("initlab-status")
         self._code = widgets.Textarea(
             rows=10, layout=widgets.Layout(width="auto"), description="code"
         )
         self._left_out = widgets.HTML()
-        super().__init__(self._arrange())
-        self.add_class("initlab-explorer")
+        self.children = self._arrange()
         self._load(self._experiment)
         self._observe()
         self._refresh()
@@ -113,12 +102,12 @@ class SchemeExplorer(widgets.VBox):
         main = ("scheme", "layer", "activation")
         sizes = (*_SIZES, "gain")
         self._folds = [
-            _fold("PyTorch code that draws these weights", self._code),
-            _fold("schemes that are not on the menu, and why", self._left_out),
+            fold("PyTorch code that draws these weights", self._code),
+            fold("schemes that are not on the menu, and why", self._left_out),
         ]
         buttons = [
-            self._button("Resample", "draw new weights", self.resample),
-            self._button("Reset", "return to where this explorer began", self.reset),
+            button("Resample", "draw new weights", self.resample, "96px"),
+            button("Reset", "return to where this explorer began", self.reset, "96px"),
         ]
         return [
             widgets.HBox([self.controls[name] for name in main], layout=row),
@@ -131,18 +120,11 @@ class SchemeExplorer(widgets.VBox):
             *self._folds,
         ]
 
-    def _button(self, text: str, tooltip: str, action: Any) -> widgets.Button:
-        button = widgets.Button(
-            description=text, tooltip=tooltip, layout=widgets.Layout(width="96px")
-        )
-        button.on_click(lambda _: action())
-        return button
-
     def _observe(self) -> None:
         for control in self.controls.values():
             control.observe(lambda change: self._changed(), "value")
-        for fold in self._folds:
-            fold.observe(lambda change: self._fill_folds(), "selected_index")
+        for each in self._folds:
+            each.observe(lambda change: self._fill_folds(), "selected_index")
 
     # ------------------------------------------------------------ what others may call
 
@@ -158,11 +140,6 @@ class SchemeExplorer(widgets.VBox):
             self._load(experiment)
             self._refresh()
 
-    @property
-    def status(self) -> str:
-        """The text of the status line."""
-        return self._text
-
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
         now = self._experiment
@@ -172,21 +149,9 @@ class SchemeExplorer(widgets.VBox):
         """The PyTorch lines that draw what is shown."""
         return self._experiment.code()
 
-    def resample(self) -> None:
-        """Draw new weights, with the next seed."""
-        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
-
     def reset(self) -> None:
         """Return to the first experiment."""
         self.experiment = self._start
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
-        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
-        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
-
-    def __repr__(self) -> str:
-        return f"SchemeExplorer: {self.summary()}"
 
     # ------------------------------------------------------------ controls ⇄ experiment
 
@@ -219,12 +184,10 @@ class SchemeExplorer(widgets.VBox):
         return LayerDraw(**{name: control.value for name, control in self.controls.items()})
 
     def _changed(self) -> None:
-        if self._writer == threading.get_ident():
+        if self._is_writing:
             return
-        self._newest += 1
-        mine = self._newest
-        with self._lock:
-            if mine != self._newest:  # a later change is waiting; it will show both
+        with self._in_turn() as newest:
+            if not newest:
                 return
             try:
                 self._experiment = self._read()
@@ -234,18 +197,6 @@ class SchemeExplorer(widgets.VBox):
             self._offer()
             self._refresh()
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Write to the controls without reacting; the lock is held.
-
-        Other threads' changes are still heard: they wait for the lock.
-        """
-        outer, self._writer = self._writer, threading.get_ident()
-        try:
-            yield
-        finally:
-            self._writer = outer
-
     # ------------------------------------------------------------ compute and draw
 
     def _refresh(self) -> None:
@@ -253,7 +204,7 @@ class SchemeExplorer(widgets.VBox):
             start = time.perf_counter()
             if _work(self._experiment) > _NOTICEABLE:
                 self._say("Drawing …")
-            with _one_thread():
+            with one_thread():
                 drawn = self._experiment.draw()
             computed = time.perf_counter()
             words = finding(self._experiment, drawn)
@@ -286,27 +237,9 @@ class SchemeExplorer(widgets.VBox):
             if left_out.selected_index is not None:
                 self._left_out.value = _reasons(self._experiment)
 
-    def _say(self, text: str) -> None:
-        self._text = text
-        self._status.value = _sentence(text, role="status")
-
     def _fail(self, text: str) -> None:
-        """Say what is wrong, and show the picture as out of date."""
-        self._text = text
         self.drawn = None
-        self._status.value = _sentence(f"⚠ {text}", role="alert")
-        self.live.dimmed = True
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: two spend longer waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        super()._fail(text)
 
 
 def _work(experiment: LayerDraw) -> float:
@@ -389,11 +322,3 @@ def _facts(experiment: LayerDraw, drawn: DrawnLayer) -> str:
 def _reasons(experiment: LayerDraw) -> str:
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in experiment.left_out.values())
     return f"<ul class='initlab-sentence'>{items}</ul>"
-
-
-def _sentence(text: str, role: str) -> str:
-    return f'<div class="initlab-sentence" role="{role}">{html.escape(text)}</div>'
-
-
-def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
-    return widgets.Accordion([content], titles=(title,), selected_index=None)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-import torch
 
 from initlab.activations import ACTIVATIONS
 from initlab.data import DATA
@@ -24,6 +21,7 @@ from initlab.explorers.controls import (
     choice,
     with_defaults,
 )
+from initlab.explorers.explorer import Explorer, button, fold, one_thread, sentence
 from initlab.explorers.finding import finding
 from initlab.live import LiveFigure
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
@@ -65,7 +63,7 @@ _LARGE = 2e10
 _READOUT_ROWS = 400
 
 
-class SignalExplorer(widgets.VBox):
+class SignalExplorer(Explorer):
     """Choose a network and its initialization; see what reaches each layer, forward and backward.
 
     Args:
@@ -87,24 +85,18 @@ class SignalExplorer(widgets.VBox):
                 f"experiment must be an Experiment, not a {type(experiment).__name__}; "
                 "for a model of your own use initlab.trace(model, batch)"
             )
+        super().__init__(status_height="38px")  # two lines: what stands below does not jump
         self._experiment = self._start
-        self._lock = threading.RLock()
-        self._newest = 0
-        self._writer: int | None = None  # the thread that writes the controls, if one does
         self._pinned: tuple[str, Trace] | None = None
         self._seen: Trace | None = None
         self._seen_whole = False
         self.prediction: Prediction | None = None
-        self.timing: dict[str, float] = {}
         self.figure = Picture(11.0, 3.7)
         self._panels = [
             Panel(self.figure.add_axes((left, 0.135, 0.345, 0.765)), animated=True)
             for left in (0.048, 0.548)
         ]
         self.live = LiveFigure(self.figure)
-        # Two lines high, so that what stands below does not jump with the length of a sentence.
-        self._status = widgets.HTML(layout=widgets.Layout(min_height="38px", margin="0 6px"))
-        self._status.add_class("initlab-status")
         self.controls = self._make_controls()
         self._meaning = widgets.HTML(layout=widgets.Layout(flex="1 1 320px", margin="0 0 0 10px"))
         self._meaning.add_class("initlab-meaning")
@@ -119,8 +111,7 @@ class SignalExplorer(widgets.VBox):
             layout=widgets.Layout(width="auto"),
         )
         self._share_note = widgets.HTML(layout=widgets.Layout(display="none", margin="0 0 0 98px"))
-        super().__init__(self._arrange())
-        self.add_class("initlab-explorer")
+        self.children = self._arrange()
         self._load(self._experiment)
         self._observe()
         self._refresh()
@@ -173,17 +164,17 @@ class SignalExplorer(widgets.VBox):
         )
         more = widgets.VBox([settings, measure])
         self._folds = [
-            _fold("more: network, input, loss, bias, gain, seed, what is drawn", more),
-            _fold("table of the same numbers", self._table),
-            _fold(
+            fold("more: network, input, loss, bias, gain, seed, what is drawn", more),
+            fold("table of the same numbers", self._table),
+            fold(
                 "PyTorch code, and a string to share",
                 widgets.VBox([self._share, self._share_note, self._code]),
             ),
         ]
         buttons = [
-            self._button("Pin", "keep this curve for comparison; again to let it go", self.pin),
-            self._button("Resample", "draw new weights, inputs and probe", self.resample),
-            self._button("Reset", "return to where this explorer began", self.reset),
+            button("Pin", "keep this curve for comparison; again to let it go", self.pin, "96px"),
+            button("Resample", "draw new weights, inputs and probe", self.resample, "96px"),
+            button("Reset", "return to where this explorer began", self.reset, "96px"),
         ]
         return [
             main,
@@ -194,18 +185,11 @@ class SignalExplorer(widgets.VBox):
             *self._folds,
         ]
 
-    def _button(self, text: str, tooltip: str, action: Any) -> widgets.Button:
-        button = widgets.Button(
-            description=text, tooltip=tooltip, layout=widgets.Layout(width="96px")
-        )
-        button.on_click(lambda _: action())
-        return button
-
     def _observe(self) -> None:
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._changed(name), "value")
-        for fold in self._folds:
-            fold.observe(lambda change: self._fill_folds(), "selected_index")
+        for each in self._folds:
+            each.observe(lambda change: self._fill_folds(), "selected_index")
         self._share.observe(self._pasted, "value")
 
     # ------------------------------------------------------------ what others may call
@@ -230,14 +214,9 @@ class SignalExplorer(widgets.VBox):
         """
         with self._lock:
             if self._seen is not None and not self._seen_whole:
-                with _one_thread(self._experiment):
+                with _threads(self._experiment):
                     self._measure(whole=True)
             return self._seen
-
-    @property
-    def status(self) -> str:
-        """The text of the status line."""
-        return self._text
 
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
@@ -259,10 +238,6 @@ class SignalExplorer(widgets.VBox):
             self._pinned = None if ghost is None else (label, ghost)
             self._draw()
 
-    def resample(self) -> None:
-        """Draw everything anew, with the next seed."""
-        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
-
     def reset(self) -> None:
         """Return to the first experiment and the first view of it, nothing pinned."""
         with self._lock:
@@ -271,14 +246,6 @@ class SignalExplorer(widgets.VBox):
                 self.controls["quantity"].value = "second_moment"
                 self.controls["right"].value = "backward"
             self.experiment = self._start
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
-        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
-        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
-
-    def __repr__(self) -> str:
-        return f"SignalExplorer: {self.summary()}"
 
     # ------------------------------------------------------------ controls ⇄ experiment
 
@@ -328,17 +295,15 @@ class SignalExplorer(widgets.VBox):
         return Experiment(**values, widths=self._widths)
 
     def _changed(self, name: str) -> None:
-        if self._writer == threading.get_ident():
+        if self._is_writing:
             return
         if name == "bias_std" and self.controls["bias"].value != "normal":
             self.controls["bias"].value = "normal"  # which comes here again
             return
         if name in ("depth", "width"):
             self._widths = None
-        self._newest += 1
-        mine = self._newest
-        with self._lock:
-            if mine != self._newest:  # a later change is waiting; it will show both
+        with self._in_turn() as newest:
+            if not newest:
                 return
             try:
                 self._experiment = self._read()
@@ -348,21 +313,9 @@ class SignalExplorer(widgets.VBox):
             self._offer_schemes()
             self._refresh()
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Write to the controls without reacting; the lock is held.
-
-        Other threads' changes are still heard: they wait for the lock.
-        """
-        outer, self._writer = self._writer, threading.get_ident()
-        try:
-            yield
-        finally:
-            self._writer = outer
-
     def _pasted(self, change: Any) -> None:
         text = change["new"].strip()
-        if not text or self._writer == threading.get_ident():
+        if not text or self._is_writing:
             return
         with self._lock:
             try:
@@ -374,7 +327,7 @@ class SignalExplorer(widgets.VBox):
                 self._note_share("")
 
     def _note_share(self, text: str) -> None:
-        self._share_note.value = _sentence(f"⚠ {text}", role="alert") if text else ""
+        self._share_note.value = sentence(f"⚠ {text}", role="alert") if text else ""
         self._share_note.layout.display = None if text else "none"
 
     # ------------------------------------------------------------ compute and draw
@@ -384,7 +337,7 @@ class SignalExplorer(widgets.VBox):
             if self._experiment.estimate()[1] > _NOTICEABLE:
                 self._say("Computing …")
             start = time.perf_counter()
-            with _one_thread(self._experiment):
+            with _threads(self._experiment):
                 self._measure(whole=self._shows_more_than_moments())
             self.prediction = self._experiment.predict()
             self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
@@ -414,7 +367,7 @@ class SignalExplorer(widgets.VBox):
             return
         start = time.perf_counter()
         quantity = self.controls["quantity"].value
-        self._meaning.value = _sentence(QUANTITIES[quantity][1])
+        self._meaning.value = sentence(QUANTITIES[quantity][1])
         words = finding(self._experiment, self._seen, self.prediction, quantity)
         right = self.controls["right"].value
         self._update_panel(self._panels[0], "forward")
@@ -494,38 +447,14 @@ class SignalExplorer(widgets.VBox):
                 self._share.value = self._experiment.share()
                 self._note_share("")
 
-    def _say(self, text: str) -> None:
-        self._text = text
-        self._status.value = _sentence(text, role="status")
-
     def _fail(self, text: str) -> None:
-        """Say what is wrong, and show the picture as out of date."""
-        self._text = text
         self._seen = self.prediction = None
-        self._status.value = _sentence(f"⚠ {text}", role="alert")
-        self.live.dimmed = True
+        super()._fail(text)
 
 
-@contextmanager
-def _one_thread(experiment: Experiment) -> Iterator[None]:
-    """Compute a small network on one thread: two spend longer waiting for each other."""
-    threads = torch.get_num_threads()
-    if experiment.estimate()[1] > _LARGE:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fold(title: str, content: widgets.Widget) -> widgets.Accordion:
-    return widgets.Accordion([content], titles=(title,), selected_index=None)
-
-
-def _sentence(text: str, role: str = "note") -> str:
-    return f'<div class="initlab-sentence" role="{role}">{html.escape(text)}</div>'
+def _threads(experiment: Experiment) -> AbstractContextManager[None]:
+    """One thread for a small network, all for a large one."""
+    return nullcontext() if experiment.estimate()[1] > _LARGE else one_thread()
 
 
 def _numbers(trace: Trace, prediction: Prediction | None) -> str:

@@ -1,0 +1,130 @@
+"""What every explorer is: one lock, the newest state wins, and a status line that says all."""
+
+from __future__ import annotations
+
+import html
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+
+from initlab.live import LiveFigure
+
+
+class Explorer(widgets.VBox):
+    """A picture that follows its controls; widgets' changes may come on any thread.
+
+    Of changes that wait for the lock only the newest is carried out. An error goes to the status
+    line in words, and the stale picture is dimmed.
+
+    Attributes:
+        controls: name → widget with a ``value``.
+        live: the picture.
+        timing: milliseconds of the last update.
+    """
+
+    live: LiveFigure
+
+    def __init__(self, *, status_height: str) -> None:
+        self._lock = threading.RLock()
+        self._newest = 0
+        self._writer: int | None = None  # the thread that writes the controls, if one does
+        self._text = ""
+        self._status = widgets.HTML(layout=widgets.Layout(min_height=status_height, margin="0 6px"))
+        self._status.add_class("initlab-status")
+        self.controls: dict[str, Any] = {}
+        self.timing: dict[str, float] = {}
+        super().__init__()
+        self.add_class("initlab-explorer")
+
+    # ------------------------------------------------------------ what others may call
+
+    @property
+    def status(self) -> str:
+        """The text of the status line."""
+        return self._text
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What is shown, in two short deterministic lines."""
+
+    def resample(self) -> None:
+        """Draw everything anew, with the next seed."""
+        self.controls["seed"].value = (self.controls["seed"].value + 1) % 2**31
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The widget; where there is no kernel, its picture; where there are no pictures, text."""
+        widget: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
+        return {**widget, "text/plain": self.summary(), "image/png": self.live.png}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {self.summary()}"
+
+    # ------------------------------------------------------------ reacting
+
+    @property
+    def _is_writing(self) -> bool:
+        """Whether a change comes from this thread's own writing to the controls."""
+        return self._writer == threading.get_ident()
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Write to the controls without reacting; the lock is held.
+
+        Other threads' changes are still heard: they wait for the lock.
+        """
+        outer, self._writer = self._writer, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._writer = outer
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[bool]:
+        """Hold the lock; False where a later change is waiting, which will show both."""
+        self._newest += 1
+        mine = self._newest
+        with self._lock:
+            yield mine == self._newest
+
+    # ------------------------------------------------------------ in words
+
+    def _say(self, text: str) -> None:
+        self._text = text
+        self._status.value = sentence(text, role="status")
+
+    def _fail(self, text: str) -> None:
+        """Say what is wrong, and show the picture as out of date."""
+        self._text = text
+        self._status.value = sentence(f"⚠ {text}", role="alert")
+        self.live.dimmed = True
+
+
+def sentence(text: str, role: str = "note") -> str:
+    return f'<div class="initlab-sentence" role="{role}">{html.escape(text)}</div>'
+
+
+def button(text: str, tooltip: str, action: Callable[[], None], width: str) -> widgets.Button:
+    made = widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width=width))
+    made.on_click(lambda _: action())
+    return made
+
+
+def fold(title: str, content: widgets.Widget) -> widgets.Accordion:
+    """Content that is closed at first."""
+    return widgets.Accordion([content], titles=(title,), selected_index=None)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on a small network two spend longer waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
