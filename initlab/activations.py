@@ -19,7 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from initlab.errors import unknown_name
-from initlab.expectations import gaussian_expectation, pair_expectation
+from initlab.expectations import (
+    PAIR_REACH,
+    gaussian_expectation,
+    pair_expectation,
+    unresolved_edges,
+)
 
 ElementwiseFunction = Callable[[Tensor], Tensor]
 Saturates = Literal["none", "low", "high", "both"]
@@ -50,17 +55,11 @@ class Moments:
 class PairMoments:
     """Gaussian moments of an activation at two pre-activations u, v of variance q, correlation c.
 
-    ``product`` is E φ(u)φ(v), ``gap`` is E φ² − E φ(u)φ(v) without cancellation, ``slope_product``
-    E φ'(u)φ'(v). The last three say how much these fluctuate at finite width: E φ(u)²φ(v)²,
-    E φ(u)³φ(v) and E φ'(u)²φ'(v)².
+    ``product`` is E φ(u)φ(v), ``gap`` is E φ² − E φ(u)φ(v) without cancellation.
     """
 
     product: float
     gap: float
-    slope_product: float
-    square_product: float
-    cube_product: float
-    slope_square_product: float
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,17 @@ class Activation:
         >>> round(ACTIVATIONS["relu"].pair_moments(2.0, 1.0).product, 6)  # independent: 1/π
         0.31831
         """
-        if not (math.isfinite(q) and q > 0):
-            raise ValueError(f"q={q} must be a finite variance above 0")
-        if not 0 <= decorrelation <= 2:
-            raise ValueError(f"decorrelation={decorrelation} must be 1 − c, in [0, 2]")
+        _check_pair(q, decorrelation)
         return _pair_moments(self, float(q), float(decorrelation))
+
+    def slope_product(self, q: float, decorrelation: float) -> float:
+        """E φ'(u)φ'(v) at the same two pre-activations, with the same restrictions.
+
+        >>> round(ACTIVATIONS["relu"].slope_product(2.0, 1.0), 6)  # both active: 1/4
+        0.25
+        """
+        _check_pair(q, decorrelation)
+        return _slope_product(self, float(q), float(decorrelation))
 
     @property
     def homogeneous(self) -> tuple[float, float] | None:
@@ -156,12 +161,10 @@ class Elementwise(nn.Module):
 def _moments(phi: Activation, q: float) -> Moments:
     q = max(q, 1e-300)
     moments = _expect_moments(phi, q)
-    if q >= 1e-10:
-        return moments
-    # E[φ φ' z]/√q cancels where φ(0) ≠ 0; the slope is at its limit here.
-    at_zero = float(phi.function(torch.zeros(1, dtype=torch.float64)))
-    limit = _moments(phi, 1e-10).slope if at_zero else moments.second_moment / q
-    return replace(moments, slope=limit)
+    if q < 1e-10 and float(phi.function(torch.zeros(1, dtype=torch.float64))):
+        # E[φ φ' z]/√q cancels where φ(0) ≠ 0; the slope is at its limit here.
+        return replace(moments, slope=_moments(phi, 1e-10).slope)
+    return moments
 
 
 def _expect_moments(phi: Activation, q: float) -> Moments:
@@ -171,7 +174,31 @@ def _expect_moments(phi: Activation, q: float) -> Moments:
         return np.stack([value, value**2, slope**2, value * slope * x])
 
     mean, second, slope_second, weighted = gaussian_expectation(integrands, q, phi.kinks)
-    return Moments(float(mean), float(second), float(slope_second), float(weighted / q))
+    slope = float(weighted / q)
+    for at, rise in _square_jumps(phi):  # what φ' does not see
+        slope += rise * at / (2 * q) * math.exp(-(at**2) / (2 * q)) / math.sqrt(2 * math.pi * q)
+    return Moments(float(mean), float(second), float(slope_second), slope)
+
+
+@lru_cache(maxsize=512)
+def _square_jumps(phi: Activation) -> list[tuple[float, float]]:
+    """Where φ itself jumps, and by how much φ² does."""
+    if not phi.kinks:
+        return []
+    kinks = torch.tensor(phi.kinks, dtype=torch.float64)
+    width = 1e-8 * (1 + kinks.abs())
+    around = torch.stack([kinks - 1, kinks - width, kinks + width, kinks + 1])
+    values = phi.function(around).detach()
+    jumps = (values[2] - values[1]).abs() > 1e-6 * values.abs().amax(dim=0)
+    rises = values[2] ** 2 - values[1] ** 2
+    return list(zip(kinks[jumps].tolist(), rises[jumps].tolist(), strict=True))
+
+
+def _check_pair(q: float, decorrelation: float) -> None:
+    if not (math.isfinite(q) and q > 0):
+        raise ValueError(f"q={q} must be a finite variance above 0")
+    if not 0 <= decorrelation <= 2:
+        raise ValueError(f"decorrelation={decorrelation} must be 1 − c, in [0, 2]")
 
 
 @lru_cache(maxsize=65536)
@@ -180,49 +207,66 @@ def _pair_moments(phi: Activation, q: float, decorrelation: float) -> PairMoment
     if slopes is not None:
         return _homogeneous_pair(*slopes, q, decorrelation)
 
-    def integrands(x: np.ndarray) -> np.ndarray:
-        z = torch.from_numpy(x)
-        value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
-        return np.stack([value, value**2, value**3, slope, slope**2])
-
-    products, gap = pair_expectation(integrands, q, decorrelation, phi.kinks)
+    product, gap = _expect_pair(phi, _values, q, decorrelation)
     if math.isnan(gap):
         gap = q * decorrelation * phi.moments(q).derivative_second_moment
-    product, square, slope, slope_square = np.diag(products)[[0, 1, 3, 4]]
-    return PairMoments(
-        float(product), gap, float(slope), float(square), float(products[2, 0]), float(slope_square)
-    )
+    return PairMoments(product, gap)
+
+
+@lru_cache(maxsize=4096)
+def _slope_product(phi: Activation, q: float, decorrelation: float) -> float:
+    slopes = phi.homogeneous
+    if slopes is not None:
+        alpha, beta = sum(slopes) / 2, (slopes[0] - slopes[1]) / 2
+        return alpha**2 + beta**2 * 2 / math.pi * (math.pi / 2 - _angle(decorrelation))
+
+    return _expect_pair(phi, _slopes, q, decorrelation)[0]
+
+
+Profile = Callable[["Activation", np.ndarray], np.ndarray]
+"""φ or φ' at many points."""
+
+
+def _expect_pair(
+    phi: Activation, of: Profile, q: float, decorrelation: float
+) -> tuple[float, float]:
+    octave = math.ceil(math.log2(PAIR_REACH * math.sqrt(q)))
+    edges = _edges(phi, of, octave)
+    return pair_expectation(partial(of, phi), q, decorrelation, phi.kinks, edges)
+
+
+@lru_cache(maxsize=512)
+def _edges(phi: Activation, of: Profile, octave: int) -> np.ndarray:
+    return unresolved_edges(partial(of, phi), 2.0**octave, phi.kinks)
+
+
+def _values(phi: Activation, x: np.ndarray) -> np.ndarray:
+    return phi.function(torch.from_numpy(x)).detach().numpy()
+
+
+def _slopes(phi: Activation, x: np.ndarray) -> np.ndarray:
+    return phi.derivative(torch.from_numpy(x)).numpy()
 
 
 def _homogeneous_pair(right: float, left: float, q: float, decorrelation: float) -> PairMoments:
     """φ(z) = α·z + β·|z|: the odd and the even part do not mix, and each has a closed form.
 
-    Arc-cosine kernels of orders 0 to 2 (Cho and Saul 2009, eqs. 3 to 6) are the case α = β = 1/2.
+    The arc-cosine kernel of order 1 (Cho and Saul 2009, eq. 6) is the case α = β = 1/2.
     """
     alpha, beta = (right + left) / 2, (right - left) / 2
-    c = 1 - decorrelation
+    c, theta = 1 - decorrelation, _angle(decorrelation)
     sine = math.sqrt(decorrelation * (2 - decorrelation))
-    theta = math.atan2(sine, c)
-    arc = math.pi / 2 - theta  # arcsin c
     both = 2 / math.pi
     absolute_gap = decorrelation - both * (sine - theta * c)
-    squares = 1 + 2 * c**2
-    odd_squares = both * (squares * arc + 3 * c * sine)
-    cubes = both * (3 * c * arc + 3 * sine - sine**3)
-    even, mixed = alpha**2 + beta**2, 2 * alpha * beta
     return PairMoments(
-        product=q * (alpha**2 * c + beta**2 * both * (sine + c * arc)),
+        product=q * (alpha**2 * c + beta**2 * both * (sine + c * (math.pi / 2 - theta))),
         gap=q * (alpha**2 * decorrelation + beta**2 * absolute_gap),
-        slope_product=alpha**2 + beta**2 * both * arc,
-        square_product=q * q * (even**2 * squares + mixed**2 * odd_squares),
-        cube_product=q
-        * q
-        * (
-            (alpha**3 + 3 * alpha * beta**2) * alpha * 3 * c
-            + (3 * alpha**2 * beta + beta**3) * beta * cubes
-        ),
-        slope_square_product=even**2 + mixed**2 * both * arc,
     )
+
+
+def _angle(decorrelation: float) -> float:
+    """arccos c, which keeps its digits where c is close to 1."""
+    return math.atan2(math.sqrt(decorrelation * (2 - decorrelation)), 1 - decorrelation)
 
 
 @lru_cache(maxsize=512)
@@ -342,7 +386,8 @@ def _find_kinks(function: ElementwiseFunction) -> tuple[float, ...]:
         size = float(profile.abs().max())
         if not (math.isfinite(size) and size > 0):
             continue
-        steepest = profile.diff().abs().topk(16).indices
+        near_first = 1 - 1e-3 * edges[:-1].abs() / 40  # of many equal ones, those close to 0
+        steepest = (profile.diff().abs() * near_first).topk(16).indices
         low, high = edges[steepest], edges[steepest + 1]
         for _ in range(38):
             middle = (low + high) / 2
@@ -425,6 +470,15 @@ def _gelu(approximate: str = "none") -> Activation:
     return _named(name, function, partial(nn.GELU, approximate))
 
 
+def _tanhshrink(z: Tensor) -> Tensor:
+    """z − tanh z, by its series where torch's difference cancels."""
+    square = z.clamp(-0.1, 0.1) ** 2
+    series = 1 / 3 - square * (
+        2 / 15 - square * (17 / 315 - square * (62 / 2835 - square * 1382 / 155925))
+    )
+    return torch.where(z.abs() < 0.1, z**3 * series, F.tanhshrink(z))
+
+
 def _relu_squared(z: Tensor) -> Tensor:
     return F.relu(z).square()
 
@@ -449,7 +503,7 @@ _BUILT_IN = (
     _named("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid, (-3.0, 3.0), "both"),
     _named("relu6", F.relu6, nn.ReLU6, (0.0, 6.0), "high"),
     _named("softsign", F.softsign, nn.Softsign, (0.0,), "both"),
-    _named("tanhshrink", F.tanhshrink, nn.Tanhshrink),
+    _named("tanhshrink", _tanhshrink, nn.Tanhshrink),
     _named("logsigmoid", F.logsigmoid, nn.LogSigmoid),
     _elementwise("sin", torch.sin),
     _elementwise("erf", torch.erf, (), "both"),

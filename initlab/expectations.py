@@ -18,6 +18,7 @@ Integrands = Callable[[np.ndarray], np.ndarray]
 _ORDER = 24
 _ENDS = np.array([-1 + 1e-9, 1 - 1e-9])  # just inside a panel, so that a kink at its edge is none
 _REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
+_FAR_REACH = 37.0  # where exp(−z²/2) leaves floats; for functions that grow as fast as it falls
 _ROUNDS = 30
 _MOST_PANELS = 4096
 
@@ -56,13 +57,26 @@ def gaussian_expectation(
         kinks: points where a function or its derivative jumps; others are found by bisection.
 
     Returns:
-        Array of shape (k,).
+        Array of shape (k,); inf where the expectation is infinite, leaves floats, or has not
+        converged within 37 standard deviations.
     """
+    for reach in (_REACH, _FAR_REACH):
+        expected, ends = _expectation(integrands, q, kinks, reach)
+        if not ends.any():
+            break
+    return np.where(ends | ~np.isfinite(expected), np.inf, expected)
+
+
+def _expectation(
+    integrands: Integrands, q: float, kinks: tuple[float, ...], reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The integral within ±reach, and whether the integrand is cut off there while it weighs."""
     scale = math.sqrt(q)
-    edges = _panel_edges(scale, kinks)
+    edges = _panel_edges(scale, kinks, reach)
     low, high = edges[:-1], edges[1:]
     total: np.ndarray | float = 0.0
     size: Any = None
+    ends: Any = None
     for last in (*[False] * _ROUNDS, True):
         half = (high - low) / 2
         z = (low + half)[:, None] + half[:, None] * _NODES
@@ -73,29 +87,33 @@ def gaussian_expectation(
             rough = np.abs(values @ _UNRESOLVED).max(axis=-1) * half
         if size is None:
             size = np.abs(parts).sum(axis=1)
+            at_ends = np.abs(values[:, [0, -1], [-2, -1]]).max(axis=-1)
+            ends = at_ends > 1e-14 * np.abs(values).max(axis=(1, 2))
         bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
         bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
-        if last or not bad.any() or bad.sum() > _MOST_PANELS:
-            return total + parts.sum(axis=1)
+        if last or not bad.any() or 2 * bad.sum() > _MOST_PANELS:
+            # What halving does not shrink is a pole.
+            pole = last & (np.abs(parts[:, bad]).sum(axis=1) > 1e-3 * size)
+            return np.where(pole, np.inf, total + parts.sum(axis=1)), ends
         total = total + parts[:, ~bad].sum(axis=1)
         middle = (low[bad] + high[bad]) / 2
         low, high = np.concatenate([low[bad], middle]), np.concatenate([middle, high[bad]])
     raise AssertionError("unreachable: the last round returns")
 
 
-def _panel_edges(scale: float, kinks: tuple[float, ...]) -> np.ndarray:
+def _panel_edges(scale: float, kinks: tuple[float, ...], reach: float = _REACH) -> np.ndarray:
     """Panel edges in z: unit steps, the kinks, and steps that double away from the kinks.
 
     The doubling resolves what φ does on its own scale of x = scale·z when scale is huge.
     """
-    edges = set(np.arange(-_REACH, _REACH + 1))
+    edges = set(np.arange(-reach, reach + 1))
     for kink in {0.0, *kinks}:
         step = 0.5
         edges.add(kink / scale)
         while scale > 1 and step < scale:
             edges |= {(kink - step) / scale, (kink + step) / scale}
             step *= 2
-    return np.array(sorted(edge for edge in edges if abs(edge) <= _REACH))
+    return np.array(sorted(edge for edge in edges if abs(edge) <= reach))
 
 
 def hermite_coefficients(
@@ -127,38 +145,51 @@ def hermite_coefficients(
 
 # ---------------------------------------------------------------- correlated pairs
 
-_PAIR_REACH = 7.0
+PAIR_REACH = 8.0
+"""In standard deviations."""
 _PAIR_STEP = 2.0
-_SMOOTH_STEP = 3.5  # where the functions have no kinks and vary on a scale of 1 or more
+_SMOOTH_STEP = 3.2  # where the functions have no kinks and vary on a scale of 1 or more
 _PAIR_NODES, _PAIR_WEIGHTS = np.polynomial.legendre.leggauss(10)
+_PAIR_TAIL = (
+    _PAIR_WEIGHTS[:, None] * np.polynomial.legendre.legvander(_PAIR_NODES, 9)[:, -2:] * [8.5, 9.5]
+)
+"""From values at the nodes to the two highest of their Legendre coefficients."""
+_PAIR_ROUGH = 1e-4  # of them; a panel's integral is then good to about the square of that
 _FINEST = 1e-6  # a narrower feature weighs nothing, and a panel edge lies on it already
+_MOST_EDGES = 1024
 _LINEAR_BELOW = 1e-11  # a pair this close differs by φ' times its distance, to 1e-5 or better
 
 
 def pair_expectation(
-    integrands: Integrands, q: float, decorrelation: float, kinks: tuple[float, ...] = ()
-) -> tuple[np.ndarray, float]:
-    """E f_i(u) f_j(v) for u, v ~ N(0, q) of correlation c, and how far f_0(u), f_0(v) are apart.
+    function: Callable[[np.ndarray], np.ndarray],
+    q: float,
+    decorrelation: float,
+    kinks: tuple[float, ...] = (),
+    edges: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """E f(u)f(v) for u, v ~ N(0, q) of correlation c, and by how much it stays below E f².
 
     With a shared part y and own parts z, u = √q (√c y + √(1−c) z), the expectation is that of
-    the product of the inner means over z; so is the gap E f_0² − E f_0(u) f_0(v), which is the mean
-    over y of the variance over z and therefore keeps its digits however close c is to 1.
+    the square of the inner mean over z; so is the gap E f² − E f(u)f(v), which is the mean over y
+    of the variance over z and therefore keeps its digits however close c is to 1.
 
     Args:
-        integrands: k functions.
+        function: f, from x of shape (n,) to as many values, float64.
         q: variance of u and of v, above 0.
         decorrelation: 1 − c, in [0, 2].
-        kinks: points where a function or its derivative jumps.
+        kinks: points where f or its derivative jumps.
+        edges: ``unresolved_edges`` of f.
 
     Returns:
-        The products, of shape (k, k), and the gap (nan where ``decorrelation`` is below 1e-11:
-        there it is q·(1−c)·E f_0'²).
+        The product and the gap (nan where ``decorrelation`` is below 1e-11: there it is
+        q·(1−c)·E f'²).
     """
     opposite = decorrelation > 1
     own = 2 - decorrelation if opposite else decorrelation
     shared_scale, own_scale = math.sqrt(1 - own), math.sqrt(own)
     points = {0.0, *kinks, *((-kink for kink in kinks) if opposite else ())}
     features = [point / math.sqrt(q) for point in sorted(points)]
+    fine = np.zeros(0) if edges is None else edges / math.sqrt(q)
     # A kink is blurred by the own parts; what is merely steep varies on the scale 1/√q.
     blur = own_scale if kinks else max(own_scale, 1 / math.sqrt(q))
     step = _PAIR_STEP if kinks or q > 1 else _SMOOTH_STEP
@@ -166,35 +197,77 @@ def pair_expectation(
         y, weight_y = np.zeros(1), np.ones(1)
     else:
         centres = [np.array(feature / shared_scale) for feature in features]
-        y, weight_y = _pair_panels(centres, blur / shared_scale, step, split=False)
+        seen = _apart(fine, own_scale / 2)
+        if opposite:  # u and −v: y must be as fine on either side
+            beside = _apart(np.unique(np.abs(fine)), own_scale / 2)
+            seen = np.concatenate([-beside, beside])
+        y, weight_y = _pair_panels(
+            centres, blur / shared_scale, step, seen / shared_scale, split=False
+        )
     if own_scale == 0:
         z, weight_z = np.zeros((len(y), 1)), np.ones((len(y), 1))
     else:
         centres = [(feature - shared_scale * y) / own_scale for feature in features]
         sharpness = 1 / math.sqrt(q) / own_scale
-        z, weight_z = _pair_panels(centres, sharpness, step, split=bool(kinks))
+        extra = (fine - shared_scale * y[:, None]) / own_scale
+        z, weight_z = _pair_panels(centres, sharpness, step, extra, split=bool(kinks))
     x = math.sqrt(q) * (shared_scale * y[:, None] + own_scale * z)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
-        values = integrands(x.ravel()).reshape(-1, *x.shape)
+        values = function(x.ravel()).reshape(x.shape)
         inner = (values * weight_z).sum(axis=-1)
-        partner = inner[:, ::-1] if opposite else inner
-        products = (inner * weight_y) @ partner.T
-    if opposite:
-        gap = float(((values[0] ** 2 * weight_z).sum(axis=-1) * weight_y).sum() - products[0, 0])
-    elif decorrelation < _LINEAR_BELOW:
-        gap = math.nan
-    else:
-        apart = values[0] - inner[0][:, None]
-        gap = float(((apart**2 * weight_z).sum(axis=-1) * weight_y).sum())
-    return products, gap
+        partner = inner[::-1] if opposite else inner
+        product = float((inner * weight_y) @ partner)
+        if decorrelation < _LINEAR_BELOW:
+            return product, math.nan
+        if opposite:
+            return product, float((values**2 * weight_z).sum(axis=-1) @ weight_y) - product
+        apart = ((values - inner[:, None]) ** 2 * weight_z).sum(axis=-1)
+        return product, float(apart @ weight_y)
+
+
+def unresolved_edges(
+    function: Callable[[np.ndarray], np.ndarray], reach: float, kinks: tuple[float, ...] = ()
+) -> np.ndarray:
+    """Where to split panels that double away from 0 and the kinks, so that they resolve f.
+
+    Nothing for a function that varies on a scale of 1 there; for a steeper or a periodic one the
+    edges at which halving ended, within [−reach, reach].
+    """
+    steps = 2.0 ** np.arange(math.ceil(math.log2(max(reach, 2))) + 1)
+    around = [np.concatenate([-steps[::-1], [0], steps]) + at for at in {0.0, *kinks}]
+    start = np.unique(np.clip(np.concatenate(around), -reach, reach))
+    low, high = start[:-1], start[1:]
+    found: list[np.ndarray] = []
+    while len(low):
+        half = (high - low) / 2
+        x = (low + half)[:, None] + half[:, None] * _PAIR_NODES
+        values = np.nan_to_num(function(x.ravel()).reshape(x.shape))
+        tail = np.abs(values @ _PAIR_TAIL).max(axis=-1)
+        bad = (tail > _PAIR_ROUGH * np.abs(values).max()) & (half > 1e-4 * reach)
+        low, high, middle = low[bad], high[bad], (low + half)[bad]
+        found.append(middle)
+        if sum(map(len, found)) > _MOST_EDGES:
+            break
+        low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
+    return np.sort(np.concatenate(found)) if found else np.zeros(0)
+
+
+def _apart(points: np.ndarray, distance: float) -> np.ndarray:
+    """The points without those that are closer than this to the one kept before."""
+    kept: list[float] = []
+    for point in points.tolist():
+        if not kept or point - kept[-1] >= distance:
+            kept.append(point)
+    return np.array(kept)
 
 
 def _pair_panels(
-    centres: list[np.ndarray], width: float, step: float, *, split: bool
+    centres: list[np.ndarray], width: float, step: float, extra: np.ndarray, *, split: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and Gaussian weights along the last axis, refined around each centre down to width.
 
-    ``split`` puts a panel edge on the centres themselves even where no refinement is needed.
+    ``split`` puts a panel edge on the centres themselves even where no refinement is needed;
+    ``extra`` are further edges, along its last axis.
     """
     width = max(width, _FINEST)
     offsets = [0.0] if split or width < step / 2 else []
@@ -202,10 +275,10 @@ def _pair_panels(
         offsets += [width, -width]
         width *= 2
     shape = centres[0].shape
-    base = np.arange(-_PAIR_REACH, _PAIR_REACH + step / 2, step)
+    base = np.arange(-PAIR_REACH, PAIR_REACH + step / 2, step)
     refined = [centre[..., None] + np.array(offsets) for centre in centres if offsets]
-    edges = np.concatenate([np.broadcast_to(base, (*shape, len(base))), *refined], axis=-1)
-    edges = np.sort(np.clip(edges, -_PAIR_REACH, _PAIR_REACH), axis=-1)
+    edges = np.concatenate([np.broadcast_to(base, (*shape, len(base))), *refined, extra], axis=-1)
+    edges = np.sort(np.clip(edges, -PAIR_REACH, PAIR_REACH), axis=-1)
     low, high = edges[..., :-1, None], edges[..., 1:, None]
     half = (high - low) / 2
     nodes = low + half + half * _PAIR_NODES

@@ -27,6 +27,7 @@ from initlab.expectations import gaussian_expectation
 ActivationSpec = str | nn.Module | ElementwiseFunction | Activation
 
 _MARGINAL = 1e-9  # a slope this close to 1 counts as 1
+_HUGE = 1e300  # stands for inf where a root is bracketed
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,15 @@ def fixed_points(activation: ActivationSpec, sigma_w: float, sigma_b: float) -> 
 @lru_cache(maxsize=4096)
 def _fixed_points(phi: Activation, sigma_w: float, sigma_b: float) -> tuple[FixedPoint, ...]:
     def excess(q: float) -> float:
-        return length_map(phi, q, sigma_w, sigma_b) - q
+        return min(length_map(phi, q, sigma_w, sigma_b) - q, _HUGE)
 
     def rise(q: float) -> float:
-        return length_map_slope(phi, q, sigma_w) - 1
+        return min(length_map_slope(phi, q, sigma_w) - 1, _HUGE)
 
+    if sigma_w == 0:
+        return (FixedPoint(sigma_b**2, 0.0, True),)
     table = _length_table(phi)
-    values = sigma_w**2 * table.second_moment + sigma_b**2 - table.q
+    values = np.minimum(sigma_w**2 * table.second_moment + sigma_b**2 - table.q, _HUGE)
     if sigma_b == 0 and phi.homogeneous and abs(values[0]) < 1e-12 * table.q[0]:
         raise ValueError(
             f"activation={phi.name!r} with sigma_w={sigma_w:.6g} and sigma_b=0 keeps every q: "
@@ -143,8 +146,9 @@ def _fixed_points(phi: Activation, sigma_w: float, sigma_b: float) -> tuple[Fixe
         q = _root(rise, *table.q[turn : turn + 2].tolist())
         known[q] = excess(q)
     if sigma_b > 0:  # no fixed point lies below the bias's own variance
-        known = {q: value for q, value in known.items() if q > sigma_b**2}
-        known[sigma_b**2] = excess(sigma_b**2)
+        lowest = sigma_b**2
+        known = {q: value for q, value in known.items() if q > lowest * (1 + 1e-9)}
+        known = {lowest * (1 - 1e-9): lowest, lowest: excess(lowest)} | known
     roots = _roots(excess, sorted(known.items()))
     if length_map(phi, 0.0, sigma_w, sigma_b) < 1e-290:
         roots.insert(0, 0.0)
@@ -200,7 +204,7 @@ class _LengthTable:
 
 @lru_cache(maxsize=64)
 def _length_table(phi: Activation) -> _LengthTable:
-    exponents = [np.arange(-16, -4, 0.25), np.arange(-4, 4, 1 / 32), np.arange(4, 16.1, 0.25)]
+    exponents = [np.arange(-16, -4, 0.5), np.arange(-4, 4, 1 / 32), np.arange(4, 16.1, 0.5)]
     grid = 10 ** np.concatenate(exponents)
     moments = [phi.moments(q) for q in grid.tolist()]
     return _LengthTable(
@@ -254,8 +258,9 @@ def edge_of_chaos(activation: ActivationSpec, q: float) -> tuple[float, float]:
     if q <= 0:
         raise ValueError(f"q={q} must be above 0")
     moments = phi.moments(q)
-    if not moments.derivative_second_moment > 0:
-        raise ValueError(f"activation={phi.name!r} passes no gradient at q={q}: it has no edge")
+    if not 0 < moments.derivative_second_moment < math.inf:
+        passes = "no gradient" if moments.derivative_second_moment == 0 else "infinite gradients"
+        raise ValueError(f"activation={phi.name!r} passes {passes} at q={q}: it has no edge")
     bias_var = q - moments.second_moment / moments.derivative_second_moment
     if bias_var < -1e-12 * q:
         raise ValueError(
@@ -301,6 +306,7 @@ def _critical_length(phi: Activation, sigma_b: float) -> float:
     table = _length_table(phi)
     with np.errstate(divide="ignore", invalid="ignore"):
         tabled = table.q - table.second_moment / table.derivative_second_moment - sigma_b**2
+        tabled[np.isinf(table.derivative_second_moment)] = np.nan
     if sigma_b == 0 and abs(tabled[0]) < 1e-6 * table.q[0]:
         return 0.0
     known = [
@@ -412,9 +418,17 @@ def depth_scales(activation: ActivationSpec, sigma_w: float, sigma_b: float) -> 
     apart = _settled_decorrelation(phi, length, abs(float(sigma_w)), abs(float(sigma_b)))
     slope = phi.moments(length).derivative_second_moment
     if apart > 0:
-        slope = phi.pair_moments(length, apart).slope_product
+        slope = _angle_slope(phi, length, apart)
     mapped = length_map(phi, length, sigma_w, sigma_b)
     return DepthScales(xi_q, _scale(sigma_w**2 * slope * length / mapped))
+
+
+def _angle_slope(phi: Activation, q: float, apart: float) -> float:
+    """E φ'(u)φ'(v) as d E φ(u)φ(v) / dE uv; by differences where φ jumps, which φ' does not see."""
+    exact, step = phi.slope_product(q, apart), 1e-3 * apart
+    beyond, before = (phi.pair_moments(q, apart + way * step).gap for way in (1, -1))
+    difference = (beyond - before) / (2 * step * q)
+    return exact if abs(exact - difference) < 1e-3 * abs(difference) else difference
 
 
 def _scale(factor: float) -> float:

@@ -118,9 +118,10 @@ def test_cosines_go_through_depth_as_the_arc_cosine_kernel_says(entry):
 
 @pytest.mark.parametrize("entry", table("t4c"), ids=entry_id)
 def test_the_covariance_of_two_samples_relu_lengths_is_kappa(entry):
-    pair = ACTIVATIONS["relu"].pair_moments(1.0, 1 - entry["c"])
-    assert 4 * (pair.square_product - 1 / 4) == approximately(entry["kappa"], 1e-10, 1e-10)
-    assert pair.slope_product == approximately(entry["p_both_active"], 1e-10, 1e-10)
+    squares = ACTIVATIONS["relu_squared"].pair_moments(1.0, 1 - entry["c"])
+    assert 4 * (squares.product - 1 / 4) == approximately(entry["kappa"], 1e-10, 1e-10)
+    both_active = ACTIVATIONS["relu"].slope_product(1.0, 1 - entry["c"])
+    assert both_active == approximately(entry["p_both_active"], 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize("entry", table("t6a"), ids=entry_id)
@@ -260,3 +261,50 @@ def test_the_correlation_map_agrees_with_monte_carlo(name, c):
     mapped = theory.correlation_map(phi, c, 1.44, 1.1, 0.2)
     by_definition = (1.21 * pair.product + 0.04) / theory.length_map(phi, 1.44, 1.1, 0.2)
     assert mapped == approximately(by_definition, 1e-7, 1e-8)
+
+
+# ---------------------------------------------------------------- callables of every kind
+
+
+def test_the_angles_of_a_jump_settle_as_the_arcsine_law_says():
+    """sign: c' = (σ_w²·(2/π) arcsin c + σ_b²)/q with q = σ_w² + σ_b², however φ' = 0."""
+    sigma_w, sigma_b = 1.2, 0.1
+    length = sigma_w**2 + sigma_b**2
+    c = theory.correlation_fixed_point(torch.sign, sigma_w, sigma_b)
+    assert c == pytest.approx((sigma_w**2 * 2 / math.pi * math.asin(c) + sigma_b**2) / length)
+    slope = sigma_w**2 * 2 / math.pi / math.sqrt(1 - c * c) / length
+    xi_c = theory.depth_scales(torch.sign, sigma_w, sigma_b).xi_c
+    assert xi_c == pytest.approx(-1 / math.log(slope), rel=1e-4)
+
+
+def test_growth_beyond_all_floats_is_no_fixed_point():
+    """σ_w²·e^(2q) > q for every q where σ_w² > 1/2e; for sinh² too where σ_w ≥ 1."""
+    assert theory.fixed_points(torch.exp, 1.2, 0.1) == []
+    assert theory.fixed_points(torch.sinh, 1.2, 0.1) == []
+    low, high = theory.fixed_points(torch.exp, 0.4, 0.0)
+    assert (low.stable, high.stable) == (True, False)
+    for point in (low, high):
+        assert 0.16 * math.exp(2 * point.q) == pytest.approx(point.q, rel=1e-12)
+        assert point.slope == pytest.approx(2 * point.q, rel=1e-9)
+
+
+def test_a_fixed_point_is_found_where_the_map_ends_at_infinity():
+    """exp(z²/8): σ_w²/√(1 − q/2) = q has two solutions below q = 2 where σ_w² = 0.7."""
+    found = theory.fixed_points(lambda z: torch.exp(z**2 / 8), math.sqrt(0.7), 0.0)
+    assert [point.stable for point in found] == [True, False]
+    for point in found:
+        assert 0.7 / math.sqrt(1 - point.q / 2) == pytest.approx(point.q, rel=1e-8)
+
+
+@pytest.mark.parametrize("phi", ["tanh", lambda z: z * 0, lambda z: (z - 60).clamp(min=0)])
+@pytest.mark.parametrize("sigma_w", [0.0, 1e-9])
+def test_where_nothing_but_the_bias_is_left_its_variance_is_the_fixed_point(phi, sigma_w):
+    (point,) = theory.fixed_points(phi, sigma_w, 0.3)
+    assert point.q == pytest.approx(0.09)
+    assert point.stable
+    assert theory.settled_length(phi, sigma_w, 0.3) == point.q
+
+
+def test_an_activation_without_a_finite_gradient_has_no_edge():
+    with pytest.raises(ValueError, match=r"passes infinite gradients at q=1\.0"):
+        theory.edge_of_chaos(lambda z: z.abs().sqrt(), 1.0)
