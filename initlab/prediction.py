@@ -261,7 +261,7 @@ def _follow_centred(
     steps: list[Step] = []
     for index, layer in enumerate(layers):
         act = None if experiment.has_head and index == len(layers) - 1 else phi
-        step = next_step(steps[-1], layer, act, phi) if steps else first_step(source, layer, act)
+        step = next_step(steps[-1], layer, act) if steps else first_step(source, layer, act)
         if step is None:
             break
         steps.append(step)
@@ -269,7 +269,7 @@ def _follow_centred(
     at_input = None
     if len(steps) == len(layers):
         likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
-        gradients, at_input = backward(steps, phi, likeness)
+        gradients, at_input = backward(steps, likeness)
     size = experiment.batch_size
     rows = [_Row(_stats(source, None, size), _gradient_stats(at_input, size))]
     for index, step in enumerate(steps):
