@@ -354,11 +354,13 @@ class SignalExplorer(Explorer):
         )
 
     def _measure(self, *, whole: bool) -> None:
-        """Trace the experiment: whole, or in two thirds of the time the moments alone."""
+        """Trace the experiment: whole, or in half the time what is drawn alone."""
+        right = self.controls["right"].value
         self._seen = self._experiment.run(
+            weight_grad=whole or right == "weight_grad",
             statistics="all" if whole else "moments",
-            histogram=self.controls["right"].value == "histograms",
-            geometry=self.controls["right"].value == "cosine",
+            histogram=right == "histograms",
+            geometry=right == "cosine",
         )
         self._seen_whole = whole
 
