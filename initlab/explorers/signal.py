@@ -370,16 +370,18 @@ class SignalExplorer(Explorer):
         start = time.perf_counter()
         quantity = self.controls["quantity"].value
         self._meaning.value = sentence(QUANTITIES[quantity][1])
-        words = finding(self._experiment, self._seen, self.prediction, quantity)
         right = self.controls["right"].value
         self._update_panel(self._panels[0], "forward")
         self._update_panel(self._panels[1], right)
         moving = [artist for panel in self._panels for artist in panel.moving]
         background = tuple(panel.background for panel in self._panels)
-        self.live.refresh(moving, background, f"Signal per layer. {words}")
+        self.live.refresh(moving, background)
         encode = self.live.timing["encode"]
         draw = 1e3 * (time.perf_counter() - start) - encode
         self.timing |= {"draw": draw, "encode": encode}
+        # The picture is on its way; what follows says the same in words and numbers.
+        words = finding(self._experiment, self._seen, self.prediction, quantity)
+        self.live.alt = f"Signal per layer. {words}"
         self.live.readout = self._readout()
         self._say(words)
         self._fill_folds()
