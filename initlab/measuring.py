@@ -30,6 +30,9 @@ _LEAST, _MOST, _SHARE = 1e-24, 1e24, 0.003
 """Where float32 sums are trusted: second moments within its range, and variances that are not too
 small a share of them."""
 
+_MEDIUM = 2**13
+"""The same where two sums are all that is wanted."""
+
 _BLOCK = 2**17
 _MOST_SAMPLES = 1024
 _BINS = 64
@@ -141,7 +144,8 @@ class Meter:
             receive(Stats(_NAN, _NAN, _NAN, None, None, None, 0, 0), None)
             return
         tensor = within_reach(tensor)
-        if self._moments_only and LARGE <= numel <= PIECE and self._add_moments(tensor, receive):
+        short = self._moments_only and _MEDIUM <= numel <= PIECE
+        if short and self._add_moments(tensor, numel, receive):
             return
         wish = self._of_signals if zeros else self._of_gradients
         if batch_axis is None:
@@ -157,7 +161,7 @@ class Meter:
         if block.put(tensor, _Job(receive, samples, numel // samples, wish)):
             self._flush(block, batch_axis, wish)
 
-    def _add_moments(self, tensor: Tensor, receive: Receive) -> bool:
+    def _add_moments(self, tensor: Tensor, numel: int, receive: Receive) -> bool:
         """The shortest way to two sums, taken where no other is asked for; False where it is none.
 
         It is what ``_measure_one`` does with the same tensor, less all that it asks on the way.
@@ -165,7 +169,6 @@ class Meter:
         if tensor.dtype != torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
             return False
         flat = tensor.view(-1)
-        numel = len(flat)
         total, squares = flat.sum().item(), torch.dot(flat, flat).item()
         second = squares / numel
         if not (_LEAST < second < _MOST and second - (total / numel) ** 2 >= _SHARE * second):

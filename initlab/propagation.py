@@ -248,7 +248,8 @@ def first_step(source: Signal, layer: Affine, phi: Activation | None) -> Step | 
 def next_step(step: Step, layer: Affine, phi: Activation | None) -> Step | None:
     """The layer that reads a step's activation; None where second moments overflow."""
     signal, inner = step.read, step.phi
-    assert signal is not None and inner is not None  # only the last layer may lack an activation
+    assert signal is not None  # only the last layer may lack an activation
+    assert inner is not None
     kernel, factor = step.kernel, layer.forward_factor
     following = factor * signal.second_moment + layer.bias_var
     if kernel is not None and following > 0:
@@ -308,9 +309,7 @@ class GradientStep:
     read: Gradient | None = None
 
 
-def backward(
-    steps: Sequence[Step], likeness: float
-) -> tuple[list[GradientStep], Gradient]:
+def backward(steps: Sequence[Step], likeness: float) -> tuple[list[GradientStep], Gradient]:
     """The gradients of every layer, from the first on, and that of the input.
 
     A last layer without an activation reads the mean over the image of the layer below it.
