@@ -148,6 +148,13 @@ def test_options_of_a_run_are_those_of_trace():
     assert trace["act1"].backward is None
 
 
+def test_a_run_without_weight_gradients_shows_the_same_signals():
+    whole, light = SMALL.run(), SMALL.run(weight_grad=False)
+    for site, other in zip(whole, light, strict=True):
+        assert (site.forward, site.backward) == (other.forward, other.backward)
+        assert other.weight_grad is None
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.patches import Polygon
+from matplotlib.text import Text
 from torch import nn
 
 from initlab import Experiment, plot, trace
-from initlab.plots import VIEWS, Curve, Panel, Picture, curve, nice_depth
+from initlab.plots import VIEWS, Curve, Panel, Picture, Stamp, curve, nice_depth
 
 SMALL = Experiment(depth=6, width=16, activation="tanh", scheme="xavier_normal", data="noise")
 
@@ -187,3 +188,20 @@ def test_a_panel_keeps_nothing_of_what_it_showed_before(measured):
 @pytest.mark.parametrize("depth", [1, 5, 6, 99, 100, 101, 999, 10_000, 123_456])
 def test_the_depth_axis_ends_at_a_round_number_not_far_off(depth):
     assert depth <= nice_depth(depth) <= max(5, math.ceil(2.01 * depth))
+
+
+@pytest.mark.parametrize(("side", "x"), [("left", 0.1), ("right", 0.9)])
+def test_a_stamped_label_is_where_and_what_a_set_one_is(side, x):
+    shown = []
+    for kind in (Stamp, Text):
+        picture = Picture(3, 1)
+        label = kind(x, 0.5, "theory,\n95 % of draws", color="#0072B2", fontsize=9,
+                     va="center", ha=side, transform=picture.transFigure)  # fmt: skip
+        picture.add_artist(label)
+        picture.canvas.draw()
+        shown.append(255.0 - np.asarray(picture.canvas.buffer_rgba())[..., :3].mean(axis=2))
+    rows, columns = np.indices(shown[0].shape)
+    for axis in (rows, columns):  # the centre of the ink, to a pixel
+        stamped, written = ((axis * ink).sum() / ink.sum() for ink in shown)
+        assert stamped == pytest.approx(written, abs=1)
+    assert shown[0].sum() == pytest.approx(shown[1].sum(), rel=0.02)
