@@ -185,9 +185,11 @@ def theory_curve(
     >>> theory_curve(prediction, quantity="var").values.round(2).tolist()
     [2.0, 2.0, 2.0]
     """
-    if what not in ("forward", "backward"):
+    if what not in ("forward", "backward", "cosine"):
         return None
-    if quantity == "across_samples_var":
+    if what == "cosine":
+        theory = curve(prediction, what, quantity, "theory")
+    elif quantity == "across_samples_var":
         theory = curve(prediction, what, quantity, "theory")
         # A variance over a batch divides by B, not by B − 1.
         shown = 1 - 1 / prediction.batch_size if prediction.batch_size else 1.0
@@ -493,8 +495,8 @@ def plot(
     Args:
         subject: one Trace or Prediction; several, drawn over each other (three or more traces of
             the same sites are drawn as median and 10-90 % band); or a mapping label → subject.
-        what: "forward", "backward", "weights", "weight_grad", "units", "cosine" (needs a trace
-            with ``geometry=True``) or "histograms" (``histogram=True``).
+        what: "forward", "backward", "weights", "weight_grad", "units", "cosine" (a trace needs
+            ``geometry=True``) or "histograms" (``histogram=True``).
         ax: an Axes to draw into; a new figure if None.
         quantity: "second_moment", "var" or "across_samples_var".
 
@@ -567,10 +569,11 @@ def _named(subject: Subject | Sequence[Subject] | Mapping[str, Subject]) -> dict
 
 def _require(what: str, traces: Mapping[str, Trace], predictions: Sequence[Prediction]) -> None:
     needs = {"histograms": "histogram", "cosine": "geometry"}.get(what)
-    if what in ("histograms", "units", "weights", "weight_grad", "cosine") and not traces:
+    if what in ("histograms", "units", "weights", "weight_grad") and not traces:
         raise ValueError(f"what={what!r} needs a Trace; a Prediction has none")
     field = VIEWS[what].field
-    if needs and all(getattr(site, field) is None for each in traces.values() for site in each):
+    seen = [getattr(site, field) for each in traces.values() for site in each]
+    if needs and traces and all(value is None for value in seen):
         raise ValueError(f"what={what!r} needs trace(…, {needs}=True)")
     if what in ("backward", "weight_grad") and traces and not predictions:
         each = next(iter(traces.values()))

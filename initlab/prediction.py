@@ -43,6 +43,11 @@ _PAIRS = {True: 16, False: 2}
 _IMAGES = 64
 """Images, whose lengths differ from pixel to pixel, are represented by this many of the batch."""
 
+_FEW_WEIGHTS = (
+    "No theory is drawn of the input's gradient: a kernel of 9 weights is too small for the "
+    "gradient behind an average over the image to be independent of it."
+)
+
 _SUMS = 2.0 ** np.arange(-12, 4)
 """Noise under weights of nonzero mean: by sums over its features between these, in deviations,
 crowding where a saturating activation changes sides."""
@@ -104,7 +109,11 @@ class PredictedStats:
 
 @dataclass(frozen=True)
 class PredictedSite:
-    """One site of the trace by name; ``backward`` is relative to the output's gradient."""
+    """One site of the trace by name; ``backward`` is relative to the output's gradient.
+
+    ``cosine`` is that between two samples' tensors, the mean over pairs; None where theory does not
+    follow it.
+    """
 
     name: str
     kind: str
@@ -112,6 +121,7 @@ class PredictedSite:
     forward: PredictedStats | None
     backward: PredictedStats | None
     reason: str = ""
+    cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +253,8 @@ class _Row:
 
     forward: PredictedStats | None
     backward: PredictedStats | None
+    cosine: float | None = None
+    reason: str = ""
 
 
 def _follow_centred(
@@ -271,7 +283,16 @@ def _follow_centred(
         likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
         gradients, at_input = backward(steps, likeness)
     size = experiment.batch_size
-    rows = [_Row(_stats(source, None, size), _gradient_stats(at_input, size))]
+    # Nine weights decide which taps pass a gradient that is alike all over the image.
+    alike = experiment.has_head and bool(layers[0].border) and layers[0].inputs == 1
+    rows = [
+        _Row(
+            _stats(source, None, size),
+            None if alike else _gradient_stats(at_input, size),
+            source.cosine,
+            _FEW_WEIGHTS if alike and at_input else "",
+        )
+    ]
     for index, step in enumerate(steps):
         at = gradients[index] if gradients else GradientStep(None, None)
         pooled = step.after is None and bool(steps[index - 1].layer.border)
@@ -279,13 +300,14 @@ def _follow_centred(
             through = Gradient(step.layer.backward_factor, None)
             rows += [_Row(None, _gradient_stats(through, size))] * 2
         forward = None if pooled else _stats(step.before, step.before.scatter, size)
-        rows.append(_Row(forward, _gradient_stats(at.before, size)))
+        cosine = None if pooled else step.before.cosine
+        rows.append(_Row(forward, _gradient_stats(at.before, size), cosine))
         if step.after is not None:
             forward = _stats(step.after, step.after.scatter, size)
-            rows.append(_Row(forward, _gradient_stats(at.after, size)))
+            rows.append(_Row(forward, _gradient_stats(at.after, size), step.after.cosine))
         if step.read is not None and step.layer.keep != 1:
             forward = _stats(step.read, step.read.scatter, size)
-            rows.append(_Row(forward, _gradient_stats(at.read, size)))
+            rows.append(_Row(forward, _gradient_stats(at.read, size), step.read.cosine))
     return rows
 
 
@@ -431,10 +453,10 @@ def _sites(experiment: Predictable, rows: Sequence[_Row]) -> Iterator[PredictedS
         if row is None:
             yield PredictedSite(name, kind, depth, None, None, overflow)
             continue
-        reason = "" if row.backward else missing
+        reason = row.reason or ("" if row.backward else missing)
         if row.forward is None:
             reason = pooled
-        yield PredictedSite(name, kind, depth, row.forward, row.backward, reason)
+        yield PredictedSite(name, kind, depth, row.forward, row.backward, reason, row.cosine)
 
 
 def _names(experiment: Predictable) -> Iterator[tuple[str, str, int]]:

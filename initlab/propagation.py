@@ -34,7 +34,6 @@ from initlab.finite_width import (
 OVERFLOW = 1e290
 """A second moment from which on float64 cannot follow."""
 
-_EXACT_LENGTHS = 1  # where the inputs have several lengths, their moments are interpolated
 _SCATTER_RANGE = 1e-60, 1e60  # outside it E φ⁴ leaves float64; and there φ has no scale of its own
 
 
@@ -83,15 +82,19 @@ class Affine:
         """The mean over a kernel's taps of (groups, 8, 8) second moments; else unchanged."""
         if not self.border or image.ndim < 3:
             return image
-        around = [(0, 0), (1, 1), (1, 1)]
-        padded = (
-            np.pad(image, around, mode="wrap")
-            if self.border == "circular"
-            else np.pad(image, around)
-        )
-        rows, columns = image.shape[-2:]
-        shifts = [(i, j) for i in range(3) for j in range(3)]
-        return np.mean([padded[:, i : i + rows, j : j + columns] for i, j in shifts], axis=0)
+        rows, columns = (_taps(size, self.border) for size in image.shape[-2:])
+        return rows @ image @ columns.T
+
+
+@lru_cache
+def _taps(size: int, border: str) -> np.ndarray:
+    """What each of ``size`` pixels in a row reads of the others, a kernel of 3 averaging."""
+    around = np.eye(size)
+    if border == "circular":
+        beside = np.roll(around, 1, axis=0) + np.roll(around, -1, axis=0)
+    else:
+        beside = np.eye(size, k=1) + np.eye(size, k=-1)
+    return (around + beside) / 3
 
 
 # ---------------------------------------------------------------- the moments of many lengths
@@ -110,15 +113,29 @@ def _slopes(phi: Activation, q: np.ndarray) -> np.ndarray:
 def _each(phi: Activation, q: np.ndarray, field: str) -> np.ndarray:
     if q.size == 1:
         return np.full_like(q, getattr(phi.moments(q.item()), field))
-    different, where = np.unique(q, return_inverse=True)
-    if len(different) <= _EXACT_LENGTHS or phi.homogeneous:
-        values = np.array([getattr(phi.moments(length), field) for length in different.tolist()])
-    else:
-        curve = _interpolated(phi, field)
-        values = np.exp(curve(np.log(different.clip(*_INTERPOLATED))))
-    return values[where].reshape(q.shape)
+    if phi.homogeneous:  # E φ² is in proportion to q, E φ'² the same at every q
+        at_one = getattr(phi.moments(1.0), field)
+        return at_one * q if field == "second_moment" else np.full_like(q, at_one)
+    if q.min() == q.max():
+        return np.full_like(q, getattr(phi.moments(q.flat[0].item()), field))
+    return np.exp(_interpolated(phi, field)(np.log(q.clip(*_INTERPOLATED))))
 
 
+def _log_slopes(phi: Activation, log_q: float) -> float:
+    """ln E φ'² at one length, between knots that all networks share."""
+    low, high = (math.log(end) for end in _SCATTER_RANGE)
+    place = min(max(log_q, low), high) * _KNOTS
+    below = math.floor(place)
+    first, second = _log_slopes_at(phi, below), _log_slopes_at(phi, below + 1)
+    return first + (place - below) * (second - first)
+
+
+@lru_cache(maxsize=8192)
+def _log_slopes_at(phi: Activation, knot: int) -> float:
+    return math.log(max(phi.moments(math.exp(knot / _KNOTS)).derivative_second_moment, 1e-300))
+
+
+_KNOTS = 8  # per e-fold of q
 _INTERPOLATED = (1e-12, 1e12)
 
 
@@ -163,6 +180,15 @@ class Signal:
             return None
         unequal = self.second_moment - float(self.pair_lengths.mean())
         return float(self.pair_gaps.mean()) + max(unequal, 0.0)
+
+    @cached_property
+    def cosine(self) -> float | None:
+        """E xy / √(E x²·E y²), the mean over pairs of samples."""
+        if self.pair_gaps.ndim != self.lengths.ndim:
+            return None
+        places = tuple(range(1, self.pair_gaps.ndim))
+        sizes = self.pair_lengths.sum(axis=places)
+        return float(np.mean(1 - self.pair_gaps.sum(axis=places) / sizes)) if sizes.all() else None
 
     @cached_property
     def decorrelation(self) -> float:
@@ -224,13 +250,19 @@ class Step:
         return slope_scatter(self.kernel, self.at(self.phi))
 
     @cached_property
-    def slope_response(self) -> float:
-        """d ln E φ'² / d ln q."""
-        if self.phi is None:
-            return 0.0
-        q = self.before.second_moment
-        here, beyond = (self.phi.moments(at).derivative_second_moment for at in (q, 1.01 * q))
-        return math.log(beyond / here) / math.log(1.01) if here > 0 and beyond > 0 else 0.0
+    def slope_response(self) -> tuple[float, float]:
+        """What scattered lengths do to ln E φ'²: its change per ln q, and by how much its mean is
+        off that at the mean-field length.
+
+        Taken between one deviation below and one above, not at a point: over what a deep network
+        scatters, E φ'² bends.
+        """
+        if self.phi is None or self.kernel is None or not self.before.second_moment > 0:
+            return 0.0, 0.0
+        at, stray = math.log(self.before.second_moment), math.sqrt(self.kernel.single) + 1e-3
+        points = (at, at + self.kernel.shift - stray, at + self.kernel.shift + stray)
+        here, low, high = (_log_slopes(self.phi, point) for point in points)
+        return (high - low) / (2 * stray), (high + low) / 2 - here
 
     @cached_property
     def slope(self) -> float:
@@ -323,14 +355,14 @@ def backward(steps: Sequence[Step], likeness: float) -> tuple[list[GradientStep]
     scatter, below = Scatter(angle=likeness), Scatter()
     rigid = 1.0  # relative to the output's gradient, the output's own draw does not scatter
     followed = all(step.kernel is not None for step in steps)
-    drifts = _drifts(steps) if followed else [(0.0, 0.0)] * (len(steps) + 1)
+    drifts = _drifts(steps) if followed else [(0.0, 0.0, 0.0)] * (len(steps) + 1)
 
-    def gradient(values: np.ndarray, at: Scatter, drift: tuple[float, float]) -> Gradient:
+    def gradient(values: np.ndarray, at: Scatter, drift: tuple[float, float, float]) -> Gradient:
         size = float(values.mean()) if values.size > 1 else values.item()
         if not followed:
             return Gradient(size, None)
-        single, pair = at.single + drift[0], at.pair + drift[1]
-        return Gradient(size, Scatter(single, pair, at.shift, at.angle))
+        single, pair, shift = at.single + drift[0], at.pair + drift[1], at.shift + drift[2]
+        return Gradient(size, Scatter(single, pair, shift, at.angle))
 
     for index in range(len(steps) - 1, -1, -1):
         step = steps[index]
@@ -353,18 +385,19 @@ def backward(steps: Sequence[Step], likeness: float) -> tuple[list[GradientStep]
     return rows[::-1], gradient(image, below, drifts[0])
 
 
-def _drifts(steps: Sequence[Step]) -> list[tuple[float, float]]:
+def _drifts(steps: Sequence[Step]) -> list[tuple[float, float, float]]:
     """How much the scatter of the lengths adds to that of the gradient, at each layer and above.
 
     The gradient is a product over the layers of E φ'², each a function of that layer's length. The
     deviations of the lengths pass from layer to layer, so they add up before they are squared.
-    Returns (single, pair) log-(co)variances at each layer, and (0, 0) above the last.
+    Returns (single, pair) log-(co)variances and the shift of the mean logarithm at each layer, and
+    zeros above the last.
     """
-    rows = [(0.0, 0.0)]
+    rows = [(0.0, 0.0, 0.0)]
     phi = steps[0].phi
     if phi is None or phi.homogeneous:
         return rows * (len(steps) + 1)
-    reach = fresh_single = fresh_pair = 0.0
+    reach = fresh_single = fresh_pair = shift = 0.0
     for index in range(len(steps) - 1, -1, -1):
         step = steps[index]
         here = step.kernel or Scatter()
@@ -375,8 +408,10 @@ def _drifts(steps: Sequence[Step]) -> list[tuple[float, float]]:
             new = above.kernel or Scatter()
             fresh_single += reach**2 * max(new.single - passed**2 * here.single, 0.0)
             fresh_pair += reach**2 * max(new.pair - passed**2 * here.pair, 0.0)
-        reach = passed * reach + step.slope_response
-        rows.append((reach**2 * here.single + fresh_single, reach**2 * here.pair + fresh_pair))
+        response, offset = step.slope_response
+        reach, shift = passed * reach + response, shift + offset
+        single, pair = reach**2 * here.single + fresh_single, reach**2 * here.pair + fresh_pair
+        rows.append((single, pair, shift))
     return rows[::-1]
 
 

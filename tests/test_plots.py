@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from torch import nn
 
 from initlab import Experiment, plot, trace
-from initlab.plots import VIEWS, Curve, Panel, Picture, Stamp, curve, nice_depth
+from initlab.plots import VIEWS, Curve, Panel, Picture, Stamp, curve, nice_depth, theory_curve
 
 SMALL = Experiment(depth=6, width=16, activation="tanh", scheme="xavier_normal", data="noise")
 
@@ -205,3 +205,12 @@ def test_a_stamped_label_is_where_and_what_a_set_one_is(side, x):
         stamped, written = ((axis * ink).sum() / ink.sum() for ink in shown)
         assert stamped == pytest.approx(written, abs=1)
     assert shown[0].sum() == pytest.approx(shown[1].sum(), rel=0.02)
+
+
+def test_the_cosine_of_theory_is_drawn_with_that_of_a_trace_or_alone():
+    experiment = Experiment(depth=3, width=16, batch_size=16)
+    predicted = experiment.predict()
+    expected = [site.cosine for site in predicted if site.kind == "affine"]
+    assert theory_curve(predicted, "cosine").values.tolist() == expected
+    plot(predicted, "cosine")
+    plot([experiment.run(geometry=True), predicted], "cosine")
