@@ -178,7 +178,7 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    centred = not any(layer.mean for layer in layers)
+    centred = not any(layer.mean or layer.bias_mean for layer in layers)
     if centred:
         rows = _follow_centred(experiment, layers, phi, band)
     else:
@@ -203,8 +203,8 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
         return "No theory is drawn: it is for independent weights, and these have a structure."
     if experiment.architecture == "cnn" and moved:
         return "No theory is drawn: for convolutions it is for weights of mean 0 only."
-    if isinstance(experiment.bias, int | float) and experiment.bias != 0:
-        return "No theory is drawn: a constant bias shifts the pre-activations' mean away from 0."
+    if experiment.architecture == "cnn" and _constant(experiment.bias):
+        return "No theory is drawn: for convolutions it is for a constant bias of 0 only."
     return ""
 
 
@@ -224,6 +224,7 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
             outputs,
             var=spread**2,
             mean=chosen.weight_mean(*fans),
+            bias_mean=_constant(bias),
             bias_var=_bias_variance(bias, bias_std, fans[0]),
             uniform_bias=bias == "pytorch_default",
             orthogonal=chosen.ensemble == "orthogonal",
@@ -234,6 +235,10 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
 
     last = len(sizes) - 1
     return [layer(*pair, index == last) for index, pair in enumerate(pairwise(sizes), start=1)]
+
+
+def _constant(bias: Any) -> float:
+    return float(bias) if isinstance(bias, int | float) else 0.0
 
 
 def _bias_variance(bias: Any, bias_std: float | None, fan_in: int) -> float:
@@ -384,7 +389,7 @@ def _angles(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray, float]:
     )
 
 
-# ---------------------------------------------------------------- weights of nonzero mean
+# ---------------------------------------------------------------- weights or biases of nonzero mean
 
 
 def _follow_shifted(

@@ -3,9 +3,9 @@
 Weights of mean zero, i.i.d. or orthogonal: E h² = fan_in·Var(W)·E φ²(√q z) + Var(b) (He et al.
 2015, eq. 7, for any activation) and backward E δ² = E φ'²(√q z)·fan_out·Var(W)·E δ'² (eq. 13), per
 group of inputs and per position of an image; with the gap between two samples (Poole et al. 2016,
-eq. 5) and the scatter of one draw (``initlab.finite_width``). Weights of nonzero mean move all
-units together: there each input's sum over the units is followed too. Gradients are relative to
-the output's.
+eq. 5) and the scatter of one draw (``initlab.finite_width``). Weights or biases of nonzero mean move
+all units together: there each input's sum over the units is followed too. Gradients are relative
+to the output's.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Affine:
     outputs: int
     var: float
     mean: float = 0.0
+    bias_mean: float = 0.0
     bias_var: float = 0.0
     uniform_bias: bool = False
     orthogonal: bool = False
@@ -423,7 +424,7 @@ def _log_slope(step: Step, above: Step) -> float:
     return above.layer.forward_factor / step.layer.keep * step.slope * q / following
 
 
-# ---------------------------------------------------------------- weights of nonzero mean
+# ---------------------------------------------------------------- weights or biases of nonzero mean
 
 
 @dataclass(frozen=True)
@@ -453,14 +454,14 @@ def shifted_forward(
     """The layers that one input passes, as far as floats reach.
 
     Given the input's sum S = n·E a and sum of squares P = n·E a², pre-activations are
-    N(μS, τ²P + Var b) independently over the units, μ and τ² the weights' mean and variance.
+    N(μS + E b, τ²P + Var b) independently over the units, μ and τ² the weights' mean and variance.
     """
     steps: list[ShiftedStep] = []
     at = source
     for index, layer in enumerate(layers):
         fan_in = layer.inputs * layer.taps
-        mean, var = layer.mean * fan_in * at.mean, layer.var * fan_in * at.second_moment
-        var += layer.bias_var
+        mean = layer.mean * fan_in * at.mean + layer.bias_mean
+        var = layer.var * fan_in * at.second_moment + layer.bias_var
         if not mean**2 + var < OVERFLOW:
             break
         if headless or index < len(layers) - 1:
