@@ -3,9 +3,9 @@
 Weights of mean zero, i.i.d. or orthogonal: E h² = fan_in·Var(W)·E φ²(√q z) + Var(b) (He et al.
 2015, eq. 7, for any activation) and backward E δ² = E φ'²(√q z)·fan_out·Var(W)·E δ'² (eq. 13), per
 group of inputs and per position of an image; with the gap between two samples (Poole et al. 2016,
-eq. 5) and the scatter of one draw (``initlab.finite_width``). Weights or biases of nonzero mean move
-all units together: there each input's sum over the units is followed too. Gradients are relative
-to the output's.
+eq. 5) and the scatter of one draw (``initlab.finite_width``). Weights or biases of nonzero mean
+move all units together: there each input's sum over the units is followed too. Gradients are
+relative to the output's.
 """
 
 from __future__ import annotations
