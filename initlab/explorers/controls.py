@@ -59,23 +59,24 @@ class Number(_Composite):
         label_width: str = _LABEL,
     ) -> None:
         whole = isinstance(value, int) and float(step).is_integer()
-        slider = widgets.IntSlider if whole else widgets.FloatSlider
-        text = widgets.IntText if whole else widgets.FloatText
-        self.slider = slider(
+        # Of fractions a browser sends back its own rounding, later, as if it were a move: a slider
+        # counts whole steps.
+        self._unit = 1 if whole else step
+        self.slider = widgets.IntSlider(
             description=description,
-            min=low,
-            max=high,
-            step=step,
+            min=math.ceil(round(low / self._unit, 9)),
+            max=math.floor(round(high / self._unit, 9)),
+            step=round(step / self._unit),
             readout=False,
             layout=widgets.Layout(width="auto", flex="1 1 120px", min_width="120px"),
             style={"description_width": label_width},
         )
+        text = widgets.IntText if whole else widgets.FloatText
         self.text = text(value=value, layout=widgets.Layout(width="68px"))
         super().__init__(
             [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
         )
         self.add_class("initlab-number")
-        self._step = step
         self.value = value
         self.slider.value = self._on_slider()
         self.slider.observe(self._slid, "value")
@@ -87,17 +88,16 @@ class Number(_Composite):
             self.value = change["new"]
 
     def _slid(self, change: Any) -> None:
-        """A browser rounds a value to the slider's steps and sends it back: that is no move."""
-        if abs(change["new"] - self._on_slider()) > self._step / 4:
-            self._changed(change)
+        if change["new"] != self._on_slider() and not self._writing:
+            self.value = round(change["new"] * self._unit, 9)
 
-    def _on_slider(self) -> float:
+    def _on_slider(self) -> int:
         """The step of the slider that is nearest to the value."""
-        low, high = self.slider.min, self.slider.max
+        low, high, step = self.slider.min, self.slider.max, self.slider.step
         if not math.isfinite(self.value):
             return low
-        steps = round((min(max(self.value, low), high) - low) / self._step)
-        return min(low + steps * self._step, high)
+        at = min(max(self.value / self._unit, low), high)
+        return min(low + round((at - low) / step) * step, high)
 
     def _follow(self, change: Any) -> None:
         """Show the value in both parts; the slider stops at its ends."""

@@ -70,7 +70,7 @@ export default { render: renderDraggable };
 _HINT = "Drag the point, or move it with the arrow keys. Point at a layer for its numbers."
 _FOCUS = """
 .initlab-draggable img:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
-  outline-offset: 1px; }
+  outline-offset: -2px; }
 """
 
 

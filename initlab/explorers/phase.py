@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 import ipywidgets as widgets
-import traitlets
 
 from initlab import theory
 from initlab.activations import ACTIVATIONS
@@ -97,10 +95,11 @@ class PhaseExplorer(Explorer):
 
     def _make_controls(self) -> dict[str, Any]:
         now = self._experiment
+        sigma: Any = {"step": _STEP, "label_width": "34px"}
         return {
             "activation": choice("activation", ACTIVATIONS, now.activation),
-            "sigma_w": _Sigma("σ_w", sigma_w_of(now), 0.05, SIGMA_W[1]),
-            "sigma_b": _Sigma("σ_b", sigma_b_of(now), *SIGMA_B),
+            "sigma_w": Number("σ_w", sigma_w_of(now), 0.05, SIGMA_W[1], **sigma),
+            "sigma_b": Number("σ_b", sigma_b_of(now), *SIGMA_B, **sigma),
             "depth": Number("depth", now.depth, 1, 100, label_width="50px"),
             "width": Number("width", now.width, 50, 1000, step=50, label_width="50px"),
             "seed": Number("seed", now.seed, 0, 100, label_width="50px"),
@@ -295,51 +294,6 @@ class PhaseExplorer(Explorer):
     def _fail(self, text: str) -> None:
         self._seen = self.prediction = self.measured = None
         super()._fail(text)
-
-
-class _Sigma(widgets.HBox):
-    """A number with a slider that counts whole steps of it.
-
-    A slider of floats rounds, in the browser, what it is given, and later reports that as a move of
-    its own: a point that code has put beside the steps, or has moved on, would be pulled back.
-    """
-
-    value = traitlets.Any()
-
-    def __init__(self, description: str, value: float, low: float, high: float) -> None:
-        self._writing = False
-        self.slider = widgets.IntSlider(
-            description=description,
-            min=round(low / _STEP),
-            max=round(high / _STEP),
-            readout=False,
-            layout=widgets.Layout(width="auto", flex="1 1 120px", min_width="120px"),
-            style={"description_width": "34px"},
-        )
-        self.text = widgets.FloatText(layout=widgets.Layout(width="68px"))
-        super().__init__(
-            [self.slider, self.text], layout=widgets.Layout(flex="1 1 200px", min_width="200px")
-        )
-        self.add_class("initlab-number")
-        self.observe(self._follow, "value")
-        self.value = value
-        self.slider.observe(lambda change: self._take(round(change["new"] * _STEP, 2)), "value")
-        self.text.observe(lambda change: self._take(change["new"]), "value")
-
-    def _take(self, value: float) -> None:
-        if not self._writing:
-            self.value = value
-
-    def _follow(self, change: Any) -> None:
-        """Show the value in both parts; the slider stops at its ends."""
-        self._writing = True
-        try:
-            self.text.value = self.value
-            if math.isfinite(self.value):
-                steps = round(self.value / _STEP)
-                self.slider.value = min(max(steps, self.slider.min), self.slider.max)
-        finally:
-            self._writing = False
 
 
 def _capital(sentence: str) -> str:

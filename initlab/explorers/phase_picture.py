@@ -383,7 +383,8 @@ def _filled(values: np.ndarray) -> np.ndarray:
 
 def _length_axis(view: View) -> float:
     """Where the axes of the length map end: a ladder, so that they rarely change."""
-    needed = 1.2 * max([1.0, *(q for q, stable in view.lengths if stable)])
+    stable = [q for q, is_stable in view.lengths if is_stable]
+    needed = 1.2 * max([1.0, *stable]) if stable else 1.2 * max(1.0, view.theory.q[1])
     return next((top for top in _LENGTHS if top >= needed), _LENGTHS[-1])
 
 
