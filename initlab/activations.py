@@ -210,6 +210,8 @@ def _pair_moments(phi: Activation, q: float, decorrelation: float) -> PairMoment
     product, gap = _expect_pair(phi, _values, q, decorrelation)
     if math.isnan(gap):
         gap = q * decorrelation * phi.moments(q).derivative_second_moment
+    elif decorrelation > 0.5:  # nothing cancels, and E φ² is known to more digits
+        gap = phi.moments(q).second_moment - product
     return PairMoments(product, gap)
 
 

@@ -189,7 +189,10 @@ class Signal:
             return None
         places = tuple(range(1, self.pair_gaps.ndim))
         sizes = self.pair_lengths.sum(axis=places)
-        return float(np.mean(1 - self.pair_gaps.sum(axis=places) / sizes)) if sizes.all() else None
+        if not sizes.all():
+            return None
+        cosine = float(np.mean(1 - self.pair_gaps.sum(axis=places) / sizes))
+        return round(cosine, 9) + 0.0  # to the digits of the quadrature: no −1e-12
 
     @cached_property
     def decorrelation(self) -> float:
