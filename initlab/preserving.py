@@ -155,7 +155,7 @@ def _restore_buffer(buffer: Tensor, saved: Tensor, requires_grad: bool) -> None:
 @contextmanager
 def preserved(model: nn.Module, seed: int) -> Iterator[Preserved]:
     """Save the state of a model and of the process, seed the generators, and restore all of it."""
-    with _random_state(seed), _switches(), _eager():
+    with uncollected(), _random_state(seed), _switches(), _eager():
         state = Preserved(model)
         try:
             yield state
@@ -189,13 +189,23 @@ def _random_state(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _switches() -> Iterator[None]:
-    """Keep torch's process-wide switches; with the attention fast path off, layers are visible.
+def uncollected() -> Iterator[None]:
+    """Python's cyclic garbage collector pauses: many small records would make it run all the time.
 
-    Python's cyclic garbage collector pauses: many small records would make it run all the time.
+    In a notebook, where it has much to go through, one run takes up to 100 ms.
     """
     collecting = gc.isenabled()
     gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def _switches() -> Iterator[None]:
+    """Keep torch's process-wide switches; with the attention fast path off, layers are visible."""
     grad_mode = torch.is_grad_enabled()
     dtype = torch.get_default_dtype()
     deterministic = (
@@ -209,8 +219,6 @@ def _switches() -> Iterator[None]:
     try:
         yield
     finally:
-        if collecting:
-            gc.enable()
         torch.set_grad_enabled(grad_mode)
         if torch.get_default_dtype() != dtype:
             torch.set_default_dtype(dtype)
