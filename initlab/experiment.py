@@ -313,11 +313,17 @@ class Experiment:
             seed=self.data_seed,
         )
 
-    def run(self, **options: Any) -> Trace:
-        """Measure: build, initialize, and trace one batch; ``options`` are those of ``trace``."""
+    def run(self, *, weight_grad: bool = True, **options: Any) -> Trace:
+        """Measure: build, initialize, and trace one batch.
+
+        Args:
+            weight_grad: False leaves out the gradients of the weights, a third of the arithmetic.
+            **options: those of ``trace``.
+        """
         given = self.inputs()
         target = given.labels if self.has_head else None
-        return trace(self.build(), given.inputs, target=target, seed=self.probe_seed, **options)
+        model = self.build().requires_grad_(weight_grad)
+        return trace(model, given.inputs, target=target, seed=self.probe_seed, **options)
 
     def predict(self) -> prediction.Prediction:
         """What theory says of the same sites."""

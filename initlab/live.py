@@ -6,6 +6,7 @@ moving artists over them and sends one PNG. Nothing here knows what is drawn.
 
 from __future__ import annotations
 
+import base64
 import struct
 import time
 import zlib
@@ -57,25 +58,11 @@ function render({ model, el }) {
   note.setAttribute('aria-hidden', 'true');
   el.append(image, note);
 
-  // A picture is decoded before it replaces the last one, so that no frame is blank; its text
-  // waits with it.
-  let asked = 0, shown = 0, decoded = null;
-  const swap = async (mine) => {
-    const next = new Image();
-    next.src = URL.createObjectURL(new Blob([model.get('png')], { type: 'image/png' }));
-    await next.decode().catch(() => {});
-    const late = mine < shown;
-    URL.revokeObjectURL(late ? next.src : image.src);
-    if (late) return;
-    shown = mine;
-    image.src = next.src;
-  };
-  const showPixels = () => { decoded = swap(++asked); };
-  const showText = async () => {
-    await null;  // until all that came with one message is there
-    await decoded;
-    image.alt = model.get('alt');
-  };
+  // An image keeps its last picture until the next is there and decoded: no frame is blank. In the
+  // source itself it is there at once, where a blob would have to be fetched from another process.
+  image.decoding = 'sync';
+  const showPixels = () => { image.src = model.get('source'); };
+  const showText = () => { image.alt = model.get('alt'); };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
 
   const hint = 'Point at a layer for its numbers.';
@@ -99,7 +86,7 @@ function render({ model, el }) {
   image.addEventListener('pointerleave', () => { note.textContent = hint; });
   note.textContent = hint;
 
-  model.on('change:png', showPixels);
+  model.on('change:source', showPixels);
   model.on('change:alt', showText);
   model.on('change:dimmed', showState);
   showPixels(); showText(); showState();
@@ -113,7 +100,7 @@ function render({ model, el }) {
     watcher.observe(root, { childList: true, subtree: true, attributeFilter: ['class'] });
   };
   requestAnimationFrame(start);
-  return () => { watcher?.disconnect(); shown = Infinity; URL.revokeObjectURL(image.src); };
+  return () => { watcher?.disconnect(); };
 }
 export default { render };
 """
@@ -148,13 +135,14 @@ class LiveFigure(anywidget.AnyWidget):
         readout: per Axes ``{"box": [left, top, right, bottom] in fractions of the image,
             "span": [x0, x1], "rows": [[x, text], …]}``.
         dimmed: show the picture as out of date.
+        png: the picture.
         timing: milliseconds of the last refresh: ``draw`` and ``encode``.
     """
 
     _esm = _FRONT_END
     _css = _STYLE
 
-    png = traitlets.Bytes(b"").tag(sync=True)
+    source = traitlets.Unicode("").tag(sync=True)  # what the <img> is given
     alt = traitlets.Unicode("").tag(sync=True)
     readout = traitlets.List([]).tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
@@ -162,16 +150,17 @@ class LiveFigure(anywidget.AnyWidget):
     def __init__(self, figure: Figure, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.figure = figure
+        self.png = b""
         self.timing: dict[str, float] = {}
         self._backgrounds: dict[object, Any] = {}  # the latest last
 
-    def refresh(self, moving: Sequence[Artist], background: object, alt: str) -> None:
+    def refresh(self, moving: Sequence[Artist], background: object, alt: str | None = None) -> None:
         """Draw and send the picture.
 
         Args:
             moving: artists that are drawn over the kept background; they are ``animated``.
             background: what else is in the picture; equal only to that of an equal rest.
-            alt: the new alt text.
+            alt: the new alt text; None leaves it, where it takes time and may follow.
         """
         start = time.perf_counter()
         canvas: Any = self.figure.canvas
@@ -187,13 +176,16 @@ class LiveFigure(anywidget.AnyWidget):
         for artist in moving:
             self.figure.draw_artist(artist)
         drawn = time.perf_counter()
-        png = _encode(canvas)
+        self.png = _encode(canvas)
+        source = "data:image/png;base64," + base64.b64encode(self.png).decode()
         self.timing = {
             "draw": 1e3 * (drawn - start),
             "encode": 1e3 * (time.perf_counter() - drawn),
         }
         with self.hold_sync():
-            self.png, self.alt, self.dimmed = png, alt, False
+            self.source, self.dimmed = source, False
+            if alt is not None:
+                self.alt = alt
 
     def boxes(self) -> list[list[float]]:
         """Where each Axes lies: left, top, right, bottom in fractions of the image."""

@@ -122,7 +122,7 @@ def measured_std(tensor: Tensor) -> float | None:
     if tensor.numel() == 0 or not tensor.is_floating_point() or tensor.is_meta:
         return None
     flat = tensor.detach().reshape(-1)
-    if flat.numel() > _BLOCK and flat.dtype == torch.float32:
+    if flat.dtype == torch.float32:
         square = _second_moment(flat)
         mean = _mean(flat, square)
         if square - mean**2 >= 1e-3 * mean**2:  # else the difference is mostly rounding
@@ -132,6 +132,8 @@ def measured_std(tensor: Tensor) -> float | None:
 
 def _second_moment(flat: Tensor) -> float:
     """Norms of blocks in float32, added up in float64."""
+    if flat.numel() <= _BLOCK:
+        return torch.dot(flat, flat).item() / flat.numel()
     norms = [torch.linalg.vector_norm(part, dim=1).double() for part in _blocks(flat)]
     return float(torch.cat(norms).square().sum()) / flat.numel()
 
@@ -139,6 +141,8 @@ def _second_moment(flat: Tensor) -> float:
 def _mean(flat: Tensor, square: float) -> float:
     """Of a large tensor, 0 where four blocks or more show none: that is within 5 standard errors of
     a quarter of a million values, and changes a variance by less than 1e-4."""
+    if flat.numel() <= _BLOCK:
+        return flat.sum().item() / flat.numel()
     whole = _blocks(flat)[0]
     seen = whole[:: max(1, len(whole) // 4)]
     if len(seen) < len(whole):

@@ -319,7 +319,7 @@ class Panel:
             around = np.concatenate([each.layers[inside], each.layers[inside][::-1]])
             band = Polygon(np.column_stack([around, edge]), color=style["color"], alpha=0.15,
                            linewidth=0, zorder=1)  # fmt: skip
-            artists.append(self.ax.add_patch(band))
+            artists.append(self.ax.add_artist(band))  # add_patch would walk it for data limits
         for artist in artists:
             artist.set_animated(self.animated)
         self.moving += artists

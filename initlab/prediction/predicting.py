@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Protocol, overload
 
@@ -201,29 +201,29 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
     sizes = experiment.sizes
     bias_std = chosen.bias_std if experiment.bias is None else experiment.bias_std
-    layers = []
-    for index, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        head = experiment.has_head and index == len(sizes) - 1
+
+    @cache  # most layers of a deep network are alike
+    def layer(inputs: int, outputs: int, is_last: bool) -> Affine:
+        head = experiment.has_head and is_last
         border = experiment.padding if experiment.architecture == "cnn" and not head else ""
         taps = 9 if border else 1
         fans = inputs * taps, outputs * taps
-        mean = chosen.weight_mean(*fans)
         spread = 0.0 if chosen.ensemble == "constant" else chosen.weight_std(*fans, gain)
-        layers.append(
-            Affine(
-                inputs,
-                outputs,
-                var=spread**2,
-                mean=mean,
-                bias_var=_bias_variance(bias, bias_std, fans[0]),
-                uniform_bias=bias == "pytorch_default",
-                orthogonal=chosen.ensemble == "orthogonal",
-                keep=1.0 if index == len(sizes) - 1 else 1 - experiment.dropout,
-                taps=taps,
-                border=border,
-            )
+        return Affine(
+            inputs,
+            outputs,
+            var=spread**2,
+            mean=chosen.weight_mean(*fans),
+            bias_var=_bias_variance(bias, bias_std, fans[0]),
+            uniform_bias=bias == "pytorch_default",
+            orthogonal=chosen.ensemble == "orthogonal",
+            keep=1.0 if is_last else 1 - experiment.dropout,
+            taps=taps,
+            border=border,
         )
-    return layers
+
+    last = len(sizes) - 1
+    return [layer(*pair, index == last) for index, pair in enumerate(pairwise(sizes), start=1)]
 
 
 def _bias_variance(bias: Any, bias_std: float | None, fan_in: int) -> float:
@@ -261,7 +261,7 @@ def _follow_centred(
     steps: list[Step] = []
     for index, layer in enumerate(layers):
         act = None if experiment.has_head and index == len(layers) - 1 else phi
-        step = next_step(steps[-1], layer, act, phi) if steps else first_step(source, layer, act)
+        step = next_step(steps[-1], layer, act) if steps else first_step(source, layer, act)
         if step is None:
             break
         steps.append(step)
@@ -269,7 +269,7 @@ def _follow_centred(
     at_input = None
     if len(steps) == len(layers):
         likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
-        gradients, at_input = backward(steps, phi, likeness)
+        gradients, at_input = backward(steps, likeness)
     size = experiment.batch_size
     rows = [_Row(_stats(source, None, size), _gradient_stats(at_input, size))]
     for index, step in enumerate(steps):

@@ -20,7 +20,16 @@ import torch
 
 from initlab.activations import Activation
 from initlab.expectations import gaussian_expectation
-from initlab.theory import Layer, Scatter, activated, advanced, passed_back, rigidity
+from initlab.theory import (
+    Layer,
+    Scatter,
+    SlopeScatter,
+    activated,
+    advanced,
+    passed_back,
+    rigidity,
+    slope_scatter,
+)
 
 OVERFLOW = 1e290
 """A second moment from which on float64 cannot follow."""
@@ -50,7 +59,7 @@ class Affine:
     taps: int = 1
     border: str = ""
 
-    @property
+    @cached_property
     def forward_factor(self) -> float:
         """fan_in·Var(W), to 14 digits: networks of equal theory then share their moments."""
         return float(f"{self.inputs * self.taps * self.var:.14g}")
@@ -99,6 +108,8 @@ def _slopes(phi: Activation, q: np.ndarray) -> np.ndarray:
 
 
 def _each(phi: Activation, q: np.ndarray, field: str) -> np.ndarray:
+    if q.size == 1:
+        return np.full_like(q, getattr(phi.moments(q.item()), field))
     different, where = np.unique(q, return_inverse=True)
     if len(different) <= _EXACT_LENGTHS or phi.homogeneous:
         values = np.array([getattr(phi.moments(length), field) for length in different.tolist()])
@@ -165,14 +176,24 @@ class Step:
     """One layer: the signal before and after its activation, as a mean over its units.
 
     ``kernel`` is the scatter of the pre-activations' variance, from which the next layer's follows.
+    Networks that begin alike share their steps, and with them what is computed here once.
     """
 
     layer: Affine
+    phi: Activation | None
     before: Signal
-    after: Signal | None
     kernel: Scatter | None
 
-    @property
+    @cached_property
+    def after(self) -> Signal | None:
+        if self.phi is None:
+            return None
+        lengths = _second_moments(self.phi, self.before.lengths)
+        pair_lengths, pair_gaps = _paired(self.before, self.phi)
+        scatter = activated(self.kernel, self.at(self.phi)) if self.kernel is not None else None
+        return Signal(lengths, pair_lengths, pair_gaps, scatter)
+
+    @cached_property
     def read(self) -> Signal | None:
         """The activations as the next layer reads them, behind dropout."""
         keep, after = self.layer.keep, self.after
@@ -182,6 +203,40 @@ class Step:
         gaps = after.pair_gaps + after.pair_lengths * (1 / keep - 1)
         return Signal(after.lengths / keep, after.pair_lengths / keep, gaps, after.scatter)
 
+    def at(self, phi: Activation) -> Layer:
+        """The layer as its finite width sees it."""
+        q = self.before.second_moment
+        rigid, (low, high) = self.layer.rigidity(q), _SCATTER_RANGE
+        decorrelation = self.before.decorrelation
+        q = min(max(q, low), high)
+        return Layer(phi, self.layer.outputs, q, decorrelation, rigid, self.layer.keep)
+
+    @cached_property
+    def slopes(self) -> np.ndarray | None:
+        """E φ'², as ``before.lengths``; None without an activation."""
+        return None if self.phi is None else _slopes(self.phi, self.before.lengths)
+
+    @cached_property
+    def slope_scatter(self) -> SlopeScatter | None:
+        """What φ' adds to the scatter of a gradient; None where no scatter is followed."""
+        if self.phi is None or self.kernel is None:
+            return None
+        return slope_scatter(self.kernel, self.at(self.phi))
+
+    @cached_property
+    def slope_response(self) -> float:
+        """d ln E φ'² / d ln q."""
+        if self.phi is None:
+            return 0.0
+        q = self.before.second_moment
+        here, beyond = (self.phi.moments(at).derivative_second_moment for at in (q, 1.01 * q))
+        return math.log(beyond / here) / math.log(1.01) if here > 0 and beyond > 0 else 0.0
+
+    @cached_property
+    def slope(self) -> float:
+        """d E φ² / d q."""
+        return 0.0 if self.phi is None else self.phi.moments(self.before.second_moment).slope
+
 
 @lru_cache(maxsize=8192)
 def first_step(source: Signal, layer: Affine, phi: Activation | None) -> Step | None:
@@ -190,31 +245,19 @@ def first_step(source: Signal, layer: Affine, phi: Activation | None) -> Step | 
 
 
 @lru_cache(maxsize=8192)
-def next_step(step: Step, layer: Affine, phi: Activation | None, inner: Activation) -> Step | None:
-    """The layer that reads a step's activation ``inner``; None where second moments overflow."""
-    signal = step.read
+def next_step(step: Step, layer: Affine, phi: Activation | None) -> Step | None:
+    """The layer that reads a step's activation; None where second moments overflow."""
+    signal, inner = step.read, step.phi
     assert signal is not None  # only the last layer may lack an activation
+    assert inner is not None
     kernel, factor = step.kernel, layer.forward_factor
     following = factor * signal.second_moment + layer.bias_var
     if kernel is not None and following > 0:
-        at = _at(step, inner)
+        at = step.at(inner)
         kernel = advanced(kernel, at, factor, following * at.q / step.before.second_moment)
     else:
         kernel = None
     return _step(signal, kernel, layer, phi)
-
-
-def _at(step: Step, phi: Activation) -> Layer:
-    q = step.before.second_moment
-    rigid, (low, high) = step.layer.rigidity(q), _SCATTER_RANGE
-    return Layer(
-        phi,
-        step.layer.outputs,
-        min(max(q, low), high),
-        step.before.decorrelation,
-        rigid,
-        step.layer.keep,
-    )
 
 
 def _step(
@@ -228,21 +271,10 @@ def _step(
     pair_gaps = factor * layer.blur(signal.pair_gaps)
     before = Signal(lengths, pair_lengths, pair_gaps, None)
     q = before.second_moment
-    if kernel is not None and q > 0:
-        spread = kernel.over_units(layer.outputs, before.decorrelation, layer.rigidity(q))
-        before = replace(before, scatter=spread)
-    step = Step(layer, before, None, kernel if before.scatter is not None else None)
-    return step if phi is None else replace(step, after=_activated(step, phi))
-
-
-def _activated(step: Step, phi: Activation) -> Signal:
-    before = step.before
-    lengths = _second_moments(phi, before.lengths)
-    pair_lengths, pair_gaps = _paired(before, phi)
-    scatter = None
-    if step.kernel is not None:
-        scatter = activated(step.kernel, _at(step, phi))
-    return Signal(lengths, pair_lengths, pair_gaps, scatter)
+    if kernel is None or not q > 0:
+        return Step(layer, phi, before, None)
+    spread = kernel.over_units(layer.outputs, before.decorrelation, layer.rigidity(q))
+    return Step(layer, phi, replace(before, scatter=spread), kernel)
 
 
 def _paired(before: Signal, phi: Activation) -> tuple[np.ndarray, np.ndarray]:
@@ -277,16 +309,13 @@ class GradientStep:
     read: Gradient | None = None
 
 
-def backward(
-    steps: Sequence[Step], phi: Activation, likeness: float
-) -> tuple[list[GradientStep], Gradient]:
+def backward(steps: Sequence[Step], likeness: float) -> tuple[list[GradientStep], Gradient]:
     """The gradients of every layer, from the first on, and that of the input.
 
     A last layer without an activation reads the mean over the image of the layer below it.
 
     Args:
         steps: the layers from the input on.
-        phi: the activation of all that have one.
         likeness: the mean square cosine between two samples' gradients at the output.
     """
     rows: list[GradientStep] = []
@@ -294,22 +323,25 @@ def backward(
     scatter, below = Scatter(angle=likeness), Scatter()
     rigid = 1.0  # relative to the output's gradient, the output's own draw does not scatter
     followed = all(step.kernel is not None for step in steps)
-    drifts = _drifts(steps, phi) if followed else [(0.0, 0.0)] * (len(steps) + 1)
+    drifts = _drifts(steps) if followed else [(0.0, 0.0)] * (len(steps) + 1)
 
     def gradient(values: np.ndarray, at: Scatter, drift: tuple[float, float]) -> Gradient:
-        drifting = replace(at, single=at.single + drift[0], pair=at.pair + drift[1])
-        return Gradient(float(values.mean()), drifting if followed else None)
+        size = float(values.mean()) if values.size > 1 else values.item()
+        if not followed:
+            return Gradient(size, None)
+        single, pair = at.single + drift[0], at.pair + drift[1]
+        return Gradient(size, Scatter(single, pair, at.shift, at.angle))
 
     for index in range(len(steps) - 1, -1, -1):
         step = steps[index]
         after = read = None
-        if step.after is not None:
+        if step.slopes is not None:
             read = gradient(image, below, drifts[index + 1])
             image = image / step.layer.keep
             after = gradient(image, below, drifts[index + 1])
-            image = image * _slopes(phi, step.before.lengths)
-            if followed and step.kernel is not None:
-                scatter = passed_back(scatter, step.kernel, _at(step, phi), rigid)
+            image = image * step.slopes
+            if followed and step.slope_scatter is not None:
+                scatter = passed_back(scatter, step.slope_scatter, rigid)
         rows.append(GradientStep(after, gradient(image, scatter, drifts[index]), read))
         lower = steps[index - 1].before.lengths.shape if index else step.before.lengths.shape
         if not step.layer.border and len(lower) == 3:  # the head under the average over positions
@@ -321,7 +353,7 @@ def backward(
     return rows[::-1], gradient(image, below, drifts[0])
 
 
-def _drifts(steps: Sequence[Step], phi: Activation) -> list[tuple[float, float]]:
+def _drifts(steps: Sequence[Step]) -> list[tuple[float, float]]:
     """How much the scatter of the lengths adds to that of the gradient, at each layer and above.
 
     The gradient is a product over the layers of E φ'², each a function of that layer's length. The
@@ -329,7 +361,8 @@ def _drifts(steps: Sequence[Step], phi: Activation) -> list[tuple[float, float]]
     Returns (single, pair) log-(co)variances at each layer, and (0, 0) above the last.
     """
     rows = [(0.0, 0.0)]
-    if phi.homogeneous:
+    phi = steps[0].phi
+    if phi is None or phi.homogeneous:
         return rows * (len(steps) + 1)
     reach = fresh_single = fresh_pair = 0.0
     for index in range(len(steps) - 1, -1, -1):
@@ -338,28 +371,21 @@ def _drifts(steps: Sequence[Step], phi: Activation) -> list[tuple[float, float]]
         passed = 0.0
         if index + 1 < len(steps):
             above = steps[index + 1]
-            passed = _log_slope(step, above, phi)
+            passed = _log_slope(step, above)
             new = above.kernel or Scatter()
             fresh_single += reach**2 * max(new.single - passed**2 * here.single, 0.0)
             fresh_pair += reach**2 * max(new.pair - passed**2 * here.pair, 0.0)
-        reach = passed * reach + (_slope_response(step, phi) if step.after is not None else 0.0)
+        reach = passed * reach + step.slope_response
         rows.append((reach**2 * here.single + fresh_single, reach**2 * here.pair + fresh_pair))
     return rows[::-1]
 
 
-def _log_slope(step: Step, above: Step, phi: Activation) -> float:
+def _log_slope(step: Step, above: Step) -> float:
     """d ln q' / d ln q from one layer to the next."""
     q, following = step.before.second_moment, above.before.second_moment
     if not (q > 0 and following > 0):
         return 0.0
-    return above.layer.forward_factor / step.layer.keep * phi.moments(q).slope * q / following
-
-
-def _slope_response(step: Step, phi: Activation) -> float:
-    """d ln E φ'² / d ln q."""
-    q = step.before.second_moment
-    here, beyond = (phi.moments(at).derivative_second_moment for at in (q, 1.01 * q))
-    return math.log(beyond / here) / math.log(1.01) if here > 0 and beyond > 0 else 0.0
+    return above.layer.forward_factor / step.layer.keep * step.slope * q / following
 
 
 # ---------------------------------------------------------------- weights of nonzero mean

@@ -8,12 +8,14 @@ from initlab.theory.finite_width import (
     Layer,
     LengthLaw,
     Scatter,
+    SlopeScatter,
     activated,
     advanced,
     inactive_fraction,
     passed_back,
     relu_length_law,
     rigidity,
+    slope_scatter,
 )
 from initlab.theory.mean_field import (
     ActivationSpec,
@@ -39,9 +41,9 @@ from initlab.theory.mean_field import (
 
 __all__ = [
     "ActivationSpec", "DepthScales", "FixedPoint", "JacobianSpectrum", "Layer", "LengthLaw",
-    "Scatter", "activated", "advanced", "chi_1", "correlation_fixed_point", "correlation_map",
-    "critical_length", "critical_sigma_w", "depth_scales", "edge_of_chaos", "fixed_points",
-    "inactive_fraction", "jacobian_spectrum", "length_map", "length_map_slope", "padding_profile",
-    "passed_back", "relu_length_law", "residual_correlations", "residual_lengths", "rigidity",
-    "settled_length",
+    "Scatter", "SlopeScatter", "activated", "advanced", "chi_1", "correlation_fixed_point",
+    "correlation_map", "critical_length", "critical_sigma_w", "depth_scales", "edge_of_chaos",
+    "fixed_points", "inactive_fraction", "jacobian_spectrum", "length_map", "length_map_slope",
+    "padding_profile", "passed_back", "relu_length_law", "residual_correlations",
+    "residual_lengths", "rigidity", "settled_length", "slope_scatter",
 ]  # fmt: skip

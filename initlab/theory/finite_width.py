@@ -272,24 +272,43 @@ def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -
     )
 
 
-def passed_back(gradient: Scatter, signal: Scatter, layer: Layer, rigid: float) -> Scatter:
-    """From the scatter of the variance of a layer's ∂L/∂a to that of the mean of (∂L/∂h)².
+@dataclass(frozen=True)
+class SlopeScatter:
+    """What a layer's φ' does to the scatter of the gradients that pass it, per unit.
 
-    ``signal`` is the forward scatter there; ``rigid`` that of the weights above, seen from below.
-    The angle is that between two samples' gradients, whose mean is 0.
+    ``single`` is E φ'⁴/(E φ'²)², ``shared`` E φ'(u)²φ'(v)²/(E φ'²)² of two samples, ``turned``
+    E φ'(u)φ'(v)/E φ'², by which it shrinks the cosine between their gradients.
     """
+
+    width: int
+    single: float
+    shared: float
+    turned: float
+
+
+def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
+    """The SlopeScatter of a layer with this forward scatter; None where φ' is 0."""
     pairs, apart = layer.pairs, layer.decorrelation
     second = pairs.mean(_SLOPE, _SLOPE, 1.0)
     if second == 0:
-        return gradient
-    fourth = pairs.mean(_SLOPE_SQUARE, _SLOPE_SQUARE, 1.0) / second**2
+        return None
+    single = pairs.mean(_SLOPE_SQUARE, _SLOPE_SQUARE, 1.0) / second**2
     shared = pairs.over_angles(_SLOPE_SQUARE, _SLOPE_SQUARE, apart, signal.angle) / second**2
     turned = pairs.mean(_SLOPE, _SLOPE, 1 - apart) / second
-    angle = gradient.angle
+    return SlopeScatter(layer.width, single, shared, turned)
+
+
+def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatter:
+    """From the scatter of the variance of a layer's ∂L/∂a to that of the mean of (∂L/∂h)².
+
+    ``rigid`` is that of the weights above, seen from below. The angle is that between two samples'
+    gradients, whose mean is 0.
+    """
+    angle, shared = gradient.angle, slopes.shared
     stepped = gradient.step(
         1.0,
-        max(3 * fourth - 1 - 2 * rigid, 0.0) / layer.width,
-        max(shared * (1 + 2 * angle) - 1 - 2 * rigid * angle, 0.0) / layer.width,
+        max(3 * slopes.single - 1 - 2 * rigid, 0.0) / slopes.width,
+        max(shared * (1 + 2 * angle) - 1 - 2 * rigid * angle, 0.0) / slopes.width,
     )
-    angle = turned**2 * angle + shared * (1 - angle) ** 2 / layer.width
+    angle = slopes.turned**2 * angle + shared * (1 - angle) ** 2 / slopes.width
     return Scatter(stepped.single, stepped.pair, stepped.shift, min(angle, 1.0))
