@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from initlab import gain, init_, mlp, noise, scheme
-from initlab.init_report import measured_std
+from initlab.initialize.report import measured_std
 from initlab.schemes import applicable
 
 

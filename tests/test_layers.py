@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from initlab import init_, scheme
-from initlab.layers import parts_of, slots_of
+from initlab.layers import slots_of
+from initlab.layers.slots import parts_of
 
 
 class Functional(nn.Module):

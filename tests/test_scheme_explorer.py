@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from initlab import SCHEMES, SchemeExplorer
-from initlab.layer_draw import LAYER_KINDS, LayerDraw
 from initlab.schemes import Fans, scheme
-from initlab.weight_laws import (
+from initlab.weights import LAYER_KINDS, LayerDraw
+from initlab.weights.laws import (
     DENSITIES,
     Ensemble,
     marchenko_pastur,
