@@ -36,8 +36,7 @@ from initlab.plots import (
     unit_curves,
 )
 from initlab.prediction import Prediction
-from initlab.preserving import uncollected
-from initlab.tracing import Trace
+from initlab.tracing import Trace, uncollected
 
 RIGHT_VIEWS = (
     ("gradients", "backward"),

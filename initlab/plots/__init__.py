@@ -18,6 +18,7 @@ from initlab.plots.curves import (
     Panel,
     Picture,
     Quantity,
+    Stamp,
     Subject,
     View,
     curve,
@@ -31,6 +32,6 @@ from initlab.plots.weights import WeightPicture
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "HEALTHY", "ORANGE", "PURPLE", "QUANTITIES", "SKY", "VIEWS", "YELLOW",
-    "Curve", "Panel", "Picture", "Quantity", "Subject", "View", "WeightPicture", "curve",
+    "Curve", "Panel", "Picture", "Quantity", "Stamp", "Subject", "View", "WeightPicture", "curve",
     "nice_depth", "output_gradient", "plot", "theory_curve", "unit_curves",
 ]  # fmt: skip

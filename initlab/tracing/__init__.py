@@ -57,8 +57,8 @@ the table of what it looks at, and ``checkpoints``; ``measuring`` and ``units`` 
 """
 
 from initlab.tracing.measuring import Histogram, Stats
-from initlab.tracing.preserving import preserved
+from initlab.tracing.preserving import preserved, uncollected
 from initlab.tracing.running import trace
 from initlab.tracing.sites import Site, Trace
 
-__all__ = ["Histogram", "Site", "Stats", "Trace", "preserved", "trace"]
+__all__ = ["Histogram", "Site", "Stats", "Trace", "preserved", "trace", "uncollected"]
