@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from initlab.errors import unknown_name
 from initlab.layers import BIASES, WEIGHTS, Law, Slot, why_untouchable
+from initlab.scheme_entry import DTYPES
 from initlab.schemes import Mode, Scheme, scheme
 
 SchemeSpec = str | Scheme | Callable[[Tensor], object]
@@ -136,6 +138,8 @@ def _by_default(slot: Slot, spec: Resolved) -> Choice:
     reason = f"{slot.kind} keeps its own initialization"
     if role == "own":
         reason = f"not initialized: {slot.kind} holds it itself; name it in overrides"
+    if isinstance(slot.module, torch.jit.ScriptModule):
+        reason = "not initialized: torch.jit has compiled its layer; initialize before that"
     return _choice(slot, spec, False, reason)
 
 
@@ -188,8 +192,19 @@ def _aimed(
         names = {slot.layer: None for slot in slots} | {slot.name: None for slot in slots}
         near = difflib.get_close_matches(str(label), names, n=12, cutoff=0.3) or list(names)[:12]
         raise unknown_name(f"{argument} pattern", label, near)
-    layers = [each for each in found if each[0].part.role in LAYER_ROLES]
+    layers = [
+        (slot, direct)
+        for slot, direct in found
+        if slot.part.role in LAYER_ROLES or _fits_alias_only(slot, key)
+    ]
     return layers or found
+
+
+def _fits_alias_only(slot: Slot, key: str | type[nn.Module]) -> bool:
+    """Whether it names the other layer that a tied weight is in, as a head and no embedding."""
+    if isinstance(key, type) or fnmatch.fnmatchcase(slot.layer, key):
+        return False
+    return any(fnmatch.fnmatchcase(alias.rpartition(".")[0], key) for alias in slot.aliases)
 
 
 def parts_to_fill(choice: Choice, tensor: Tensor) -> list[Tensor]:
@@ -209,6 +224,11 @@ def check_choices(choices: Sequence[Choice]) -> None:
         if reason := why_untouchable(choice.slot):
             raise ValueError(reason)
         if choice.is_weight and (chosen := choice.scheme):
+            if (dtype := choice.slot.tensor.dtype) not in DTYPES:
+                raise ValueError(
+                    f"parameter {choice.slot.name!r} is of {dtype}, which no scheme can draw; give "
+                    "it a callable(tensor) of yours with overrides=…, or leave it out with only=…"
+                )
             for part in parts_to_fill(choice, choice.slot.tensor):
                 if reason := chosen.why_not(part.shape):
                     raise ValueError(

@@ -62,6 +62,9 @@ class Parameter:
     most: float | None = None
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What torch can draw: no complex numbers, and none of eight bits."""
+
 ANY_TENSOR, WEIGHT, MATRIX, KERNEL = (0, 99), (2, 99), (2, 2), (3, 5)
 _WEIGHTS = {
     ANY_TENSOR: "a tensor",
@@ -182,7 +185,7 @@ class Scheme:
         reason = self.why_not(tensor.shape)
         if reason:
             raise ValueError(reason)
-        if not tensor.is_floating_point() or tensor.numel() == 0:
+        if tensor.dtype not in DTYPES or tensor.numel() == 0:
             raise ValueError(
                 f"scheme {self.name!r} needs a non-empty float tensor, got {tensor.dtype} "
                 f"of shape {tuple(tensor.shape)}"
