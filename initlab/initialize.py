@@ -126,7 +126,7 @@ def init_(
     _check_lazy(slots)
     choices = choose(model, slots, request.scheme, mode, overrides or {}, only, recurrent)
     forget = _forget_gates(slots, choices, forget_bias)
-    whole = _WholeModel.of(request.scheme, slots, around, branches, run)
+    whole = _WholeModel.of(model, request.scheme, slots, around, branches, run)
     gains, unknown = _gains(choices, request, around)
     check_choices(choices)
     for layer in unknown:
@@ -144,6 +144,10 @@ def init_(
         drawn[slot.name] = _set_forget_gate(slot, float(forget_bias or 0.0), drawn[slot.name])
     multipliers = whole.adjust(choices, drawn) if whole else {}
     rows = {name: row for choice in choices for name, row in _rows(choice, drawn)}
+    for slot in slots:  # other parameters in the same memory
+        for alias in slot.aliases:
+            note = f"the same memory as {slot.names[0]}"
+            rows.setdefault(alias, replace(rows[slot.names[0]], name=alias, note=note))
     order = [name for name, _ in model.named_parameters()]
     return InitReport(tuple(rows[name] for name in order), multipliers)
 
@@ -280,7 +284,7 @@ def _gains(
 
 def _neighbour(slot: Slot, chosen: Scheme, mode: Mode, around: Surroundings) -> Any:
     """The activation that decides the gain of a weight; None where it is not known."""
-    if slot.part.role == "recurrent":  # it reads the layer's own last state
+    if slot.part.inner:  # it reads its own layer's state
         return getattr(slot.module, "nonlinearity", "identity")
     if slot.part.role not in WEIGHTS:
         return "identity"
@@ -311,10 +315,10 @@ def _draw(choice: Choice, request: _Request, gain: float | None, generators: _Ge
             drawn = _Drawn(choice.label, _fill(choice, chosen, target, gain, generator))
         else:
             drawn = _Drawn(choice.label, _call(choice.spec, target))
+        if slot.part.role == "embedding" and (row := slot.module.padding_idx) is not None:
+            target[row] = 0  # type: ignore[index]
         if slot.parametrized:
             slot.write(target)
-        if slot.part.role == "embedding" and (row := slot.module.padding_idx) is not None:
-            slot.tensor[row] = 0  # type: ignore[index]
     return drawn
 
 
@@ -394,7 +398,9 @@ def _forget_gates(
 @torch.no_grad()
 def _set_forget_gate(slot: Slot, value: float, drawn: _Drawn) -> _Drawn:
     """Fill the second of the four gates i, f, g, o of a bias that has been drawn."""
-    slot.tensor.chunk(4)[1].fill_(value)
+    values = slot.tensor.clone()
+    values.chunk(4)[1].fill_(value)
+    slot.write(values)
     return replace(drawn, intended_std=None, note=f"forget gate {value:g}")
 
 
@@ -405,6 +411,8 @@ def _set_forget_gate(slot: Slot, value: float, drawn: _Drawn) -> _Drawn:
 class _WholeModel:
     """A whole-model scheme with what it needs."""
 
+    model: nn.Module
+    slots: Sequence[Slot]
     scheme: Scheme
     branches: Sequence[Branch]
     scalars: Sequence[Slot]
@@ -414,6 +422,7 @@ class _WholeModel:
     @classmethod
     def of(
         cls,
+        model: nn.Module,
         chosen: Resolved,
         slots: Sequence[Slot],
         around: Surroundings,
@@ -434,7 +443,7 @@ class _WholeModel:
             branches = _branches(chosen.name, slots, named, around.branches, batch is not None)
         if needs == "scalars":
             scalars = _scalars(chosen.name, slots, named)
-        return cls(chosen, branches, scalars, around.order, batch)
+        return cls(model, slots, chosen, branches, scalars, around.order, batch)
 
     def adjust(
         self, choices: Sequence[Choice], drawn: dict[str, _Drawn]
@@ -442,10 +451,12 @@ class _WholeModel:
         """Adjust what was drawn by this scheme, and note it in ``drawn``."""
         assert self.scheme.adjust is not None
         at = {layer: index for index, layer in enumerate(self.order)}
-        mine = [c.slot for c in choices if c.slot.name in drawn and c.label == self.scheme.name]
-        mine.sort(key=lambda slot: at.get(slot.layer, len(at)))
+        mine = {
+            c.slot.name for c in choices if c.slot.name in drawn and c.label == self.scheme.name
+        }
+        slots = sorted(self.slots, key=lambda slot: at.get(slot.layer, len(at)))
         forward = self.batch.forward if self.batch else lambda: None
-        model = DrawnModel(mine, self.branches, self.scalars, forward)
+        model = DrawnModel(self.model, slots, mine, self.branches, self.scalars, forward)
         self.scheme.adjust(model, **self.scheme.values)
         for name, factor in model.factors.items():
             was = drawn[name]
@@ -530,6 +541,8 @@ def _rows(choice: Choice, drawn: Mapping[str, _Drawn]) -> Iterator[tuple[str, In
 def _remarks(slot: Slot, done: _Drawn | None) -> Iterator[str]:
     if slot.aliases:
         yield f"tied to {', '.join(slot.aliases)}"
+    if done is not None and slot.spectral:
+        yield "spectral_norm still knows the old weight: run a few batches in training mode"
     if done is None or slot.part.role not in WEIGHTS or slot.tensor.dim() < 2:
         return
     torchs = nn.init._calculate_fan_in_and_fan_out(slot.tensor)
