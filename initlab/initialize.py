@@ -6,7 +6,9 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from initlab.layers import WEIGHTS, Slot, quantized_layers, slots_of
 from initlab.model_schemes import DrawnModel
 from initlab.preserving import preserved
 from initlab.reach import (
+    Aim,
     Choice,
     Resolved,
     SchemeSpec,
@@ -56,8 +59,8 @@ def init_(
     bias_std: float | None = None,
     recurrent: SchemeSpec | None = None,
     forget_bias: float | None = None,
-    overrides: Mapping[str | type[nn.Module], SchemeSpec] | None = None,
-    only: str | Sequence[str] | None = None,
+    overrides: Mapping[Aim, SchemeSpec] | None = None,
+    only: Aim | Sequence[Aim] | None = None,
     batch: Any = None,
     branches: str | Sequence[str] | None = None,
     seed: int | torch.Generator | None = None,
@@ -88,13 +91,14 @@ def init_(
         overrides: other schemes by name pattern or by layer type; the last match wins. A pattern
             fits the dotted names of layers, of what contains them, and of parameters; one that
             fits layers and other parameters alike reaches the layers only.
-        only: name patterns of what to touch; all if None.
+        only: name patterns or layer types of what to touch; all if None.
         batch: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments.
         branches: for whole-model schemes, name patterns of the last layer of each residual branch
             (for rezero and skipinit, of the scalars); found with ``batch`` if None.
-        seed: of a private generator, or that generator; None draws from torch's global one. Equal
-            seeds of ``init_`` and of ``noise`` or ``torch.manual_seed`` give unrelated numbers.
+        seed: of a private generator, or that generator; None draws from torch's global one. A
+            callable of yours draws from it too. Equal seeds of ``init_`` and of ``noise`` or
+            ``torch.manual_seed`` give unrelated numbers.
         **params: parameters of the scheme, such as ``std=0.01`` or ``a=0.2``.
 
     Returns:
@@ -217,8 +221,11 @@ class _Generators:
 
     def __init__(self, seed: int | torch.Generator | None) -> None:
         given = isinstance(seed, torch.Generator)
-        if seed is not None and not given and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed={seed!r} must be a whole number, a torch.Generator or None")
+        if seed is not None and not given:
+            if isinstance(seed, bool) or not isinstance(seed, Integral):
+                raise TypeError(f"seed={seed!r} must be a whole number, a torch.Generator or None")
+            if not -(2**63) <= (seed := int(seed)) < 2**63:
+                raise ValueError(f"seed={seed} must be at least −2⁶³ and below 2⁶³")
         self.seed = seed
         self.made: dict[torch.device, torch.Generator] = {}
 
@@ -314,7 +321,7 @@ def _draw(choice: Choice, request: _Request, gain: float | None, generators: _Ge
         elif (chosen := choice.scheme) is not None:
             drawn = _Drawn(choice.label, _fill(choice, chosen, target, gain, generator))
         else:
-            drawn = _Drawn(choice.label, _call(choice.spec, target))
+            drawn = _Drawn(choice.label, _call(choice.spec, target, generator))
         if slot.part.role == "embedding" and (row := slot.module.padding_idx) is not None:
             target[row] = 0  # type: ignore[index]
         if slot.parametrized:
@@ -346,14 +353,39 @@ def _fill(
     return math.sqrt(max(square - mean**2, 0.0))
 
 
-def _call(function: Any, target: Tensor) -> None:
+def _call(function: Any, target: Tensor, generator: torch.Generator | None) -> None:
     """Let a callable of the user's fill the tensor in place."""
-    result = function(target)
-    if isinstance(result, Tensor) and result.data_ptr() != target.data_ptr():
+    memory = target.data_ptr()
+    with _as_global(generator):
+        result = function(target)
+    if target.data_ptr() != memory:
+        raise TypeError(
+            f"{name_of(function)} put a new tensor in place of the one that it is given; it must "
+            "fill that, which optimizers and tied layers hold too"
+        )
+    if isinstance(result, Tensor) and result.data_ptr() != memory:
         raise TypeError(
             f"{name_of(function)} returned a new tensor; it must fill the one that it is given "
             "in place, as nn.init's functions do"
         )
+
+
+@contextmanager
+def _as_global(generator: torch.Generator | None) -> Iterator[None]:
+    """Let torch's global generator draw as this one would, and give it its own state back."""
+    if generator is None or generator.device.type not in ("cpu", "cuda"):
+        yield
+        return
+    default = torch.default_generator
+    if generator.device.type == "cuda":
+        default = torch.cuda.default_generators[generator.device.index or 0]
+    state = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(state)
 
 
 def _draw_bias(
@@ -376,7 +408,7 @@ def _draw_bias(
         nn.init.normal_(bias, 0.0, float(std or 0.0), generator=generator)
         return _Drawn("normal", float(std or 0.0))
     if callable(asked):
-        return _Drawn(name_of(asked), _call(asked, bias))
+        return _Drawn(name_of(asked), _call(asked, bias, generator))
     value = finite_number("bias", asked)
     nn.init.constant_(bias, value)
     return _Drawn(f"constant {value:g}", 0.0)

@@ -22,13 +22,16 @@ from initlab.schemes import Mode, Scheme, scheme
 
 SchemeSpec = str | Scheme | Callable[[Tensor], object]
 Resolved = Scheme | Callable[[Tensor], object]
+Aim = str | type[nn.Module]
+"""A name pattern, or a type of layer."""
+
 LAYER_ROLES = (*WEIGHTS, *BIASES)
 
 
 def resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, Any]) -> Resolved:
     """The scheme of that name with these parameters, or the user's callable as it is."""
     if not isinstance(spec, str | Scheme):
-        if not callable(spec):
+        if not callable(spec) or isinstance(spec, type | nn.Module):
             raise TypeError(f"scheme={spec!r} must be a name, a Scheme or a callable(tensor)")
         if params:
             raise TypeError(f"a callable scheme takes no parameters, got {', '.join(params)}")
@@ -37,7 +40,8 @@ def resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, Any]) -> Resolved
             raise ValueError(f"nn.init.{name} is deprecated; pass nn.init.{name}_ or {name!r}")
         return spec
     found = scheme(spec, **params)
-    if "mode" in found.parameters and "mode" not in params and isinstance(spec, str):
+    asked = isinstance(spec, str) or mode != "fan_in"  # the default, which overrules no Scheme
+    if asked and "mode" in found.parameters and "mode" not in params:
         found = found.with_values(mode=mode)
     return found
 
@@ -91,8 +95,8 @@ def choose(
     slots: Sequence[Slot],
     chosen_scheme: Resolved,
     mode: Mode,
-    overrides: Mapping[str | type[nn.Module], SchemeSpec],
-    only: str | Sequence[str] | None,
+    overrides: Mapping[Aim, SchemeSpec],
+    only: Aim | Sequence[Aim] | None,
     recurrent: SchemeSpec | None,
 ) -> list[Choice]:
     """What happens to each tensor of the model."""
@@ -100,7 +104,7 @@ def choose(
     chosen = {slot.name: _by_default(slot, chosen_scheme) for slot in slots}
     if only is not None:
         kept: dict[str, Choice] = {}
-        for pattern in [only] if isinstance(only, str) else only:
+        for pattern in [only] if isinstance(only, str | type) else only:
             for slot, direct in _aimed(pattern, slots, modules, "only"):
                 kept[slot.name] = _choice(slot, chosen_scheme, direct)
         chosen = {
@@ -109,9 +113,16 @@ def choose(
         }
     if recurrent is not None:
         spec = _tensor_scheme(recurrent, mode, "recurrent")
-        for slot in slots:
-            if slot.part.role == "recurrent" and not chosen[slot.name].reason:
+        from_step_to_step = [slot for slot in slots if slot.part.role == "recurrent"]
+        if not from_step_to_step:
+            raise ValueError(f"recurrent={recurrent!r}: the model has no recurrent layer")
+        for slot in from_step_to_step:
+            if not chosen[slot.name].reason:
                 chosen[slot.name] = _choice(slot, spec, False)
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            f"overrides={overrides!r} must be a dict: name pattern or type of layer → scheme"
+        )
     for key, given in overrides.items():
         spec = _tensor_scheme(given, mode, "overrides")
         for slot, direct in _aimed(key, slots, modules, "overrides"):
@@ -169,7 +180,7 @@ def _unless_frozen(choice: Choice) -> Choice:
 
 
 def _aimed(
-    key: str | type[nn.Module],
+    key: Aim,
     slots: Sequence[Slot],
     modules: Mapping[str, nn.Module],
     argument: str,
@@ -178,6 +189,8 @@ def _aimed(
 
     Where it fits layers, norms and other tensors alike, the layers are meant.
     """
+    if not isinstance(key, str | type):
+        raise TypeError(f"{argument}: {key!r} must be a name pattern or a type of layer")
     found = []
     for slot in slots:
         if isinstance(key, type):
@@ -188,10 +201,12 @@ def _aimed(
         elif any(fnmatch.fnmatchcase(n, key) for n in (slot.name, *slot.names, *slot.aliases)):
             found.append((slot, True))
     if not found:
-        label = key.__name__ if isinstance(key, type) else key
+        if isinstance(key, type):
+            kinds = dict.fromkeys(slot.kind for slot in slots)
+            raise unknown_name(f"{argument} type", key.__name__, kinds)
         names = {slot.layer: None for slot in slots} | {slot.name: None for slot in slots}
-        near = difflib.get_close_matches(str(label), names, n=12, cutoff=0.3) or list(names)[:12]
-        raise unknown_name(f"{argument} pattern", label, near)
+        near = difflib.get_close_matches(key, names, n=12, cutoff=0.3) or list(names)[:12]
+        raise unknown_name(f"{argument} pattern", key, near)
     layers = [
         (slot, direct)
         for slot, direct in found
@@ -200,7 +215,7 @@ def _aimed(
     return layers or found
 
 
-def _fits_alias_only(slot: Slot, key: str | type[nn.Module]) -> bool:
+def _fits_alias_only(slot: Slot, key: Aim) -> bool:
     """Whether it names the other layer that a tied weight is in, as a head and no embedding."""
     if isinstance(key, type) or fnmatch.fnmatchcase(slot.layer, key):
         return False

@@ -164,6 +164,7 @@ class Scheme:
         fan_in: float | None = None,
         fan_out: float | None = None,
         generator: torch.Generator | None = None,
+        **values: Any,
     ) -> Tensor:
         """Fill ``tensor`` in place and return it.
 
@@ -172,11 +173,16 @@ class Scheme:
             gain: the scheme's own if not given (√2 where it would be the activation's).
             fan_in, fan_out: from the tensor's shape if not given.
             generator: torch's global one if not given.
+            **values: other values of the scheme's parameters.
 
         Raises:
-            TypeError: not a tensor. ValueError: too few or too many dimensions, a shape that the
-                scheme cannot fill, empty, not float, or a whole-model scheme.
+            TypeError: not a tensor, or no parameter of this scheme. ValueError: too few or too many
+                dimensions, a shape that the scheme cannot fill, empty, not float, or a whole-model
+                scheme.
         """
+        if values:
+            own = self.with_values(**values)
+            return own(tensor, gain=gain, fan_in=fan_in, fan_out=fan_out, generator=generator)
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"scheme {self.name!r} fills a tensor, not a {type(tensor).__name__}; "
@@ -263,11 +269,18 @@ class Scheme:
 
         Of a whole-model scheme ``layer`` is the model's expression.
 
+        Raises:
+            TypeError: a layer and not its expression.
+
         >>> from initlab import scheme
         >>> print(scheme("xavier_normal").code("fc"))
         nn.init.xavier_normal_(fc.weight)
         nn.init.zeros_(fc.bias)
         """
+        if not isinstance(layer, str):
+            raise TypeError(
+                f"layer={layer!r} must be an expression such as 'net.fc1', which the lines then use"
+            )
         if self.whole_model:
             return self.call(layer, self._gain(gain), **self.values)
         weight = self.weight_code(f"{layer}.weight", self._gain(gain))

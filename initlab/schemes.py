@@ -8,6 +8,7 @@ theory and tests pick it up by themselves.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -292,8 +293,16 @@ def scheme(name: str | Scheme, **params: Any) -> Scheme:
     if isinstance(name, Scheme):
         return name.with_values(**params)
     if not isinstance(name, str) or name not in _registry:
-        raise unknown_name("scheme", name, _registry)
+        raise unknown_name("scheme", name, _registry, like=_as_here(name))
     return _registry[name].with_values(**params)
+
+
+def _as_here(name: Any) -> str:
+    """The name that a scheme of Keras, JAX or torch would have here."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()  # GlorotNormal, as Keras does
+    first, _, rest = words.strip("_").partition("_")
+    family = {"he": "kaiming", "glorot": "xavier", "eye": "identity"}.get(first, first)
+    return f"{family}_{rest}" if rest else family
 
 
 def register_scheme(name: str, **fields: Any) -> Scheme:
