@@ -216,13 +216,23 @@ def _is_depthwise(module: nn.Module) -> bool:
 _LAYERS = "(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)"
 
 
-def _draw_code(model: str, line: str, layers: str = _LAYERS) -> str:
+def _draw_code(model: str, line: str, layers: str = _LAYERS, attention: bool = False) -> str:
     return (
         f"for layer in {model}.modules():\n"
+        f"{_attention_code(line) if attention else ''}"
         f"    if isinstance(layer, {layers}):\n"
         f"        {line}\n"
         f"        if getattr(layer, 'bias', None) is not None:\n"
         f"            nn.init.zeros_(layer.bias)\n"
+    )
+
+
+def _attention_code(line: str) -> str:
+    """The same for attention's input projections, which are no layers."""
+    return (
+        "    if isinstance(layer, nn.MultiheadAttention):\n"
+        f"        {line.replace('layer.weight', 'layer.in_proj_weight')}\n"
+        "        nn.init.zeros_(layer.in_proj_bias)\n"
     )
 
 
@@ -260,7 +270,7 @@ def _fixup_code(model: str, gain: float) -> str:
 
 
 def _gate_code(model: str, gain: float, *, value: float = 0.0) -> str:
-    return _draw_code(model, _HE) + (
+    return _draw_code(model, _HE, attention=True) + (
         "for scalar in scalars:  # the learnable α of each block: x + α·F(x)\n"
         f"    nn.init.constant_(scalar, {value!r})"
     )
@@ -268,7 +278,7 @@ def _gate_code(model: str, gain: float, *, value: float = 0.0) -> str:
 
 def _gpt2_code(model: str, gain: float, *, std: float) -> str:
     line = f"nn.init.normal_(layer.weight, std={std!r})"
-    return _draw_code(model, line, "(nn.Linear, nn.Embedding)") + (
+    return _draw_code(model, line, "(nn.Linear, nn.Embedding)", attention=True) + (
         "with torch.no_grad():\n"
         "    for branch in branches:  # lists of the layers of each residual branch, in order\n"
         "        branch[-1].weight.div_(len(branches) ** 0.5)"

@@ -456,6 +456,31 @@ def test_the_code_of_a_whole_model_scheme_does_the_same_in_a_clean_namespace(nam
     assert same_parameters(model, other)
 
 
+class Gated(nn.Module):
+    """Attention in a gated residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.alpha = nn.MultiheadAttention(16, 2), nn.Parameter(torch.ones(()))
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "rezero", "skipinit"])
+def test_the_code_for_transformers_reaches_attentions_input_projections(name):
+    model = nn.Sequential(nn.Embedding(7, 16), Gated(), Gated())
+    other, ends = copy.deepcopy(model), ["*.out_proj", "*.down"]
+    torch.manual_seed(0)
+    init_(model, name, activation="relu", branches=ends if name == "gpt2" else None)
+    torch.manual_seed(0)
+    blocks = other[1:]
+    found = {
+        "branches": [[b.attention.out_proj] for b in blocks] + [[b.up, b.down] for b in blocks],
+        "scalars": [block.alpha for block in blocks],
+    }
+    exec(SCHEMES[name].code("model"), namespace(other, **found))
+    assert same_parameters(model, other)
+
+
 def test_every_whole_model_scheme_says_what_it_needs_as_data():
     for entry in SCHEMES.values():
         if entry.whole_model:
