@@ -115,7 +115,7 @@ def _variance_scaling_std(
     return math.sqrt((fans.gain**2 if scale is None else scale) / _fan(fans, mode))
 
 
-_CUT_STD = 0.879625661034240
+CUT_STD = 0.879625661034240
 """The std of N(0, 1) cut to [−2, 2]: √(1 − 4·φ(2)/(Φ(2) − Φ(−2)))."""
 
 
@@ -127,7 +127,7 @@ def _fill_variance_scaling(tensor: Tensor, fans: Fans, generator: Any, **values:
     elif values["distribution"] == "normal":
         nn.init.normal_(tensor, 0.0, std, generator=generator)
     else:
-        wide = std / _CUT_STD
+        wide = std / CUT_STD
         nn.init.trunc_normal_(tensor, 0.0, wide, -2 * wide, 2 * wide, generator=generator)
 
 
@@ -250,7 +250,7 @@ def _variance_scaling_call(
     if distribution != "truncated_normal":
         return _spelt_out(distribution, weight, std)
     return (
-        f"std = {std} / {_CUT_STD!r}  # the std before the cut\n"
+        f"std = {std} / {CUT_STD!r}  # the std before the cut\n"
         f"nn.init.trunc_normal_({weight}, std=std, a=-2 * std, b=2 * std)"
     )
 
