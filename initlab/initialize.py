@@ -123,6 +123,7 @@ def init_(
     if gain is not None:
         finite_number("gain", gain, positive=True)
     request = _Request(resolve(scheme, mode, params), activation, gain, mode, bias, bias_std)
+    _check_one_gain(request)
     generators = _Generators(seed)
     run = None if batch is None else _Batch(model, batch)
     around = _look_around(model, request, run)
@@ -169,6 +170,15 @@ class _Request:
     mode: Mode
     bias: BiasSpec
     bias_std: float | None
+
+
+def _check_one_gain(request: _Request) -> None:
+    own = request.scheme.set_gain if isinstance(request.scheme, Scheme) else None
+    if request.gain is not None and own is not None:
+        raise ValueError(
+            f"gain={request.gain} and the scheme's own a or scale, which sets the gain {own:.4g}: "
+            "give one of them"
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -291,13 +291,16 @@ class Scheme:
         return self.call(weight, gain, **self.values)
 
     def gain_with(self, activation: ActivationSpec) -> float:
-        """The gain it uses with this activation: its own, or for kaiming the activation's.
+        """The gain it uses with this activation: what its parameters set, or its own, or for
+        kaiming the activation's.
 
         With ``mode="fan_out"`` that is the gain which preserves gradients.
 
         Raises:
             ValueError: critical, where the activation has no critical point.
         """
+        if self.set_gain is not None:
+            return self.set_gain
         if callable(self.gain):
             return self.gain(activation, **self.values)
         if self.gain != "activation":
@@ -308,8 +311,17 @@ class Scheme:
     @property
     def follows_activation(self) -> bool:
         """Whether its gain depends on the activation, given its parameters' values."""
-        set_by_parameter = any(self.values.get(name) is not None for name in ("a", "scale"))
-        return not isinstance(self.gain, int | float) and not set_by_parameter
+        return not isinstance(self.gain, int | float) and self.set_gain is None
+
+    @property
+    def set_gain(self) -> float | None:
+        """The gain that its parameters set, kaiming's a and variance_scaling's scale, if they
+        do."""
+        for name, gain_of in _GAIN_OF.items():
+            value = self.values.get(name)
+            if value is not None and self.gain == "activation":  # trunc_normal's a is a cut
+                return gain_of(value)
+        return None
 
     def with_values(self, **values: Any) -> Scheme:
         """The same scheme with other parameter values.
@@ -367,6 +379,12 @@ class Scheme:
         rows, columns, *kernel = (*shape, 1, 1)[: max(len(shape), 2)]
         taps = math.prod(kernel)
         return self._numbers(fan_in or columns * taps, fan_out or rows * taps, gain, rows)
+
+
+_GAIN_OF: Mapping[str, Callable[[float], float]] = {
+    "a": lambda slope: math.sqrt(2 / (1 + slope**2)),
+    "scale": math.sqrt,
+}
 
 
 def _often_meant(parameter: str) -> str:

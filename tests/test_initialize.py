@@ -220,6 +220,16 @@ def test_a_given_gain_overrules_activation_and_scheme():
         assert report["0.weight"].intended_std == pytest.approx(3 / math.sqrt(6))
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "own"),
+    [("kaiming_normal", {"a": 0.5}, math.sqrt(1.6)), ("variance_scaling", {"scale": 4.0}, 2.0)],
+)
+def test_two_gains_are_one_too_many(name, params, own):
+    assert scheme(name, **params).gain_with("tanh") == pytest.approx(own)
+    with pytest.raises(ValueError, match=rf"gain=3.0 and .*sets the gain {own:.4g}: give one"):
+        init_(net(), name, gain=3.0, seed=0, **params)
+
+
 def test_a_slope_overrules_the_activation():
     report = init_(net(), "kaiming_normal", activation="tanh", a=0.5, seed=0)
     assert report["0.weight"].intended_std == pytest.approx(math.sqrt(2 / 1.25 / 6))
