@@ -189,6 +189,8 @@ def _mup(model: DrawnModel, *, base_width: float) -> None:
 def _ends(model: DrawnModel) -> tuple[str | None, str | None]:
     """The layers that read the input and give the output; None where an embedding does."""
     embeddings = [slot for slot in model.slots if slot.part.role == "embedding"]
+    if not model.layers:
+        return None, None
     leading = next(slot for slot in model.slots if slot.part.role in (*WEIGHTS, "embedding"))
     owners = [alias.rpartition(".")[0] for slot in embeddings for alias in slot.aliases]
     tied = any(isinstance(model.model.get_submodule(owner), nn.Linear) for owner in owners)

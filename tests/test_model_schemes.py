@@ -399,6 +399,12 @@ def test_mup_counts_channels_and_takes_a_depthwise_kernel_for_a_vector():
     assert [sgd[name] for name in weights] == [2.0, 2.0, 1.0, 2.0, 0.5]
 
 
+@pytest.mark.parametrize("model", [nn.Embedding(3, 4), nn.LayerNorm(4)])
+def test_a_model_without_weights_has_learning_rates_all_the_same(model):
+    report = init_(model, "mup", activation="relu", base_width=2)
+    assert report.lr_multipliers["sgd"]["weight"] == 2.0
+
+
 def test_of_an_overridden_output_layer_mup_keeps_the_learning_rate():
     """Zeros in the output layer are usual with µP; the layer below is hidden all the same."""
     model = mlp(10, [128, 128], head=5)
