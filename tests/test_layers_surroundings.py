@@ -95,6 +95,67 @@ def test_norms_pooling_and_dropout_are_looked_through_in_a_trace_as_in_a_sequent
     assert traced.before["0"] == traced.after["8"] == "identity"
 
 
+class Parts(nn.Module):
+    """As many write it: two Sequentials, and a layer that stands alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.SELU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Tanh())
+        )
+        self.head = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.ELU(), nn.Linear(8, 8))
+        self.list = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.alone = nn.Linear(8, 2)
+
+
+def test_sequentials_inside_a_model_tell_of_their_activations():
+    """Not of their ends, nor of layers side by side, between which the model may put anything."""
+    model = Parts()
+    found = in_sequential(model)
+    assert found.before == {"features.2.0": model.features[1], "head.3": model.head[2]}
+    assert found.after == {
+        "features.0": model.features[1],
+        "features.2.0": model.features[2][1],
+        "head.0": model.head[2],
+    }
+    assert found.order == ()
+
+
+def test_padding_upsampling_and_placeholders_are_looked_through():
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.Identity(), nn.SELU(), nn.Identity(), nn.ReflectionPad1d(1),
+        nn.Upsample(scale_factor=2), nn.Conv1d(4, 2, 3), nn.Identity(),
+    )  # fmt: skip
+    traced, ordered = seen(model, torch.ones(2, 2, 8)), in_sequential(model)
+    for found in (traced, ordered):
+        assert found.before["6"] is found.after["0"] is model[2]
+        assert found.before["0"] == found.after["6"] == "identity"
+
+
+def test_one_activation_module_for_all_layers_is_found_behind_each():
+    phi = nn.SELU()
+    model = nn.Sequential(nn.Linear(4, 4), phi, nn.Linear(4, 4), phi, nn.Linear(4, 4))
+    found = in_sequential(model)
+    assert found.before == {"0": "identity", "2": phi, "4": phi}
+    assert found.after == {"0": phi, "2": phi, "4": "identity"}
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.MultiheadAttention(4, 2), nn.GRU(3, 3)])
+def test_a_layer_alone_reads_the_input_and_gives_the_output(layer):
+    found = in_sequential(layer)
+    assert found.before[""] == found.after[""] == "identity"
+
+
+def test_a_block_in_a_sequential_hides_only_its_own_neighbours():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), Parts(), nn.Linear(2, 2))
+    found = in_sequential(model)
+    assert found.before["2"] is model[1]
+    assert found.before["0"] == "identity"
+    assert "4" not in found.before
+    assert "2" not in found.after
+    assert found.before["3.head.3"] is model[3].head[2]
+
+
 def test_modules_with_a_state_are_not_called_to_find_out_what_they_are():
     class Counting(nn.Module):
         def __init__(self):

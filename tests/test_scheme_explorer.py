@@ -332,6 +332,16 @@ def test_facts_hold_the_formula_the_source_and_the_numbers(explorer):
         assert part in explorer._facts.value, explorer._facts.value
 
 
+def test_the_gain_that_is_shown_is_the_one_that_the_slope_sets(explorer):
+    explorer.controls["activation"].value = "tanh"
+    explorer.controls["scheme_params"].value = {"mode": "fan_in", "a": 1.0}
+    assert "gain 1<br>" in explorer._facts.value
+    explorer.controls["gain"].value = 2.0
+    assert "gain=2.0 and the scheme's own a or scale" in explorer.status
+    explorer.controls["scheme_params"].value = {"mode": "fan_in", "a": None}
+    assert "gain 2<br>" in explorer._facts.value
+
+
 def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explorer):
     assert explorer.summary() == SchemeExplorer(TINY).summary()
     bundle = explorer._repr_mimebundle_()

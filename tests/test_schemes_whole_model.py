@@ -176,6 +176,39 @@ def test_a_projection_on_the_shortcut_is_not_the_branch():
     assert report["shortcut.weight"].actual_std > 0
 
 
+class Projected(nn.Module):
+    """Its shortcut is registered and called last."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.shortcut = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.branch(x) + self.shortcut(x)
+
+
+@pytest.mark.parametrize("given", [{"branches": "*.branch.2"}, {"batch": noise(2, 8)}])
+@pytest.mark.parametrize("classes", [None, 3])
+def test_the_last_shortcut_is_no_classifier(given, classes):
+    """A network without a head would else be dead."""
+    blocks = [Projected() for _ in range(3)]
+    model = nn.Sequential(*blocks, *([nn.Linear(8, classes)] if classes else []))
+    report = init_(model, "fixup", activation="relu", seed=0, **given)
+    assert report["2.shortcut.weight"].actual_std > 0
+    assert report["2.branch.2.weight"].actual_std == 0
+    if classes:
+        assert report["3.weight"].actual_std == 0
+
+
+def test_of_an_overridden_head_the_layer_before_is_no_classifier():
+    model = ResNet(3, classes=4)
+    report = init_(model, "fixup", activation="relu", branches="blocks.[01].fc2",
+                   overrides={"head": "ones"}, seed=0)  # fmt: skip
+    assert report["head.weight"].scheme == "ones"
+    assert report["blocks.2.fc2.weight"].actual_std > 0
+
+
 # ---------------------------------------------------------------- gpt2
 
 
@@ -318,6 +351,71 @@ def test_at_the_base_width_mup_changes_nothing():
     assert hidden == [1.0] * 4
 
 
+class LanguageModel(nn.Module):
+    """Width 128 throughout, twice the base width."""
+
+    def __init__(self, *, tied):
+        super().__init__()
+        self.embed, self.position = nn.Embedding(20, 128), nn.Parameter(torch.zeros(9, 128))
+        self.block = nn.TransformerEncoderLayer(128, 4, 128, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(128), nn.Linear(128, 20, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        x = self.embed(tokens) + self.position[: tokens.shape[1]]
+        return self.head(self.norm(self.block(x)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("given", [{}, {"batch": torch.arange(6)[None]}])
+def test_in_a_language_model_the_embedding_is_mups_input_layer(tied, given):
+    model = LanguageModel(tied=tied)
+    report = init_(model, "mup", activation="relu", base_width=64, seed=0, **given)
+    adam, sgd = report.lr_multipliers["adam"], report.lr_multipliers["sgd"]
+    assert set(adam) == set(sgd) == {name for name, _ in model.named_parameters()} - {"position"}
+    hidden = {name for name in adam if "block" in name and name.endswith("weight")
+              and "norm" not in name}  # fmt: skip
+    assert {adam[name] for name in hidden} == {0.5}
+    assert {sgd[name] for name in hidden} == {1.0}
+    for name in ("embed.weight", "norm.weight", "block.norm1.bias", "block.linear1.bias"):
+        assert (adam[name], sgd[name]) == (1.0, 2.0), name
+    assert not [row for row in report if row.name in hidden and "scaled" in row.note]
+    if not tied:
+        assert (adam["head.weight"], sgd["head.weight"]) == (0.5, 0.5)
+        assert "scaled by 0.7071" in report["head.weight"].note
+
+
+def test_mup_counts_channels_and_takes_a_depthwise_kernel_for_a_vector():
+    model = nn.Sequential(
+        nn.Conv2d(3, 128, 3), nn.BatchNorm2d(128), nn.ReLU(), nn.Conv2d(128, 128, 3),
+        nn.Conv2d(128, 128, 3, groups=128), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(128, 10),
+    )  # fmt: skip
+    report = init_(model, "mup", activation="relu", base_width=64, seed=0)
+    adam, sgd = report.lr_multipliers["adam"], report.lr_multipliers["sgd"]
+    weights = [f"{layer}.weight" for layer in (0, 1, 3, 4, 7)]
+    assert [adam[name] for name in weights] == [1.0, 1.0, 0.5, 1.0, 0.5]
+    assert [sgd[name] for name in weights] == [2.0, 2.0, 1.0, 2.0, 0.5]
+
+
+@pytest.mark.parametrize("model", [nn.Embedding(3, 4), nn.LayerNorm(4)])
+def test_a_model_without_weights_has_learning_rates_all_the_same(model):
+    report = init_(model, "mup", activation="relu", base_width=2)
+    assert report.lr_multipliers["sgd"]["weight"] == 2.0
+
+
+def test_of_an_overridden_output_layer_mup_keeps_the_learning_rate():
+    """Zeros in the output layer are usual with µP; the layer below is hidden all the same."""
+    model = mlp(10, [128, 128], head=5)
+    report = init_(
+        model, "mup", activation="relu", base_width=64, seed=0, overrides={"head": "zeros"}
+    )
+    assert not model.head.weight.any()
+    assert report.lr_multipliers["adam"]["head.weight"] == 0.5
+    assert report["linear2.weight"].intended_std == pytest.approx(math.sqrt(2 / 128))
+
+
 # ---------------------------------------------------------------- the code, and what all share
 
 
@@ -361,6 +459,31 @@ def test_the_code_of_a_whole_model_scheme_does_the_same_in_a_clean_namespace(nam
     init_(model, name, activation="relu", **given)
     torch.manual_seed(0)
     exec(SCHEMES[name].code("model"), namespace(other, **found(other)))
+    assert same_parameters(model, other)
+
+
+class Gated(nn.Module):
+    """Attention in a gated residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.alpha = nn.MultiheadAttention(16, 2), nn.Parameter(torch.ones(()))
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "rezero", "skipinit"])
+def test_the_code_for_transformers_reaches_attentions_input_projections(name):
+    model = nn.Sequential(nn.Embedding(7, 16), Gated(), Gated())
+    other, ends = copy.deepcopy(model), ["*.out_proj", "*.down"]
+    torch.manual_seed(0)
+    init_(model, name, activation="relu", branches=ends if name == "gpt2" else None)
+    torch.manual_seed(0)
+    blocks = other[1:]
+    found = {
+        "branches": [[b.attention.out_proj] for b in blocks] + [[b.up, b.down] for b in blocks],
+        "scalars": [block.alpha for block in blocks],
+    }
+    exec(SCHEMES[name].code("model"), namespace(other, **found))
     assert same_parameters(model, other)
 
 

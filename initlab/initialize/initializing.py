@@ -6,7 +6,9 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from initlab.activations import ElementwiseFunction
 from initlab.activations import activation as resolve_activation
 from initlab.errors import finite_number, unknown_name
 from initlab.initialize.reach import (
+    Aim,
     Choice,
     Resolved,
     SchemeSpec,
@@ -61,8 +64,8 @@ def init_(
     bias_std: float | None = None,
     recurrent: SchemeSpec | None = None,
     forget_bias: float | None = None,
-    overrides: Mapping[str | type[nn.Module], SchemeSpec] | None = None,
-    only: str | Sequence[str] | None = None,
+    overrides: Mapping[Aim, SchemeSpec] | None = None,
+    only: Aim | Sequence[Aim] | None = None,
     batch: Any = None,
     branches: str | Sequence[str] | None = None,
     seed: int | torch.Generator | None = None,
@@ -93,13 +96,14 @@ def init_(
         overrides: other schemes by name pattern or by layer type; the last match wins. A pattern
             fits the dotted names of layers, of what contains them, and of parameters; one that
             fits layers and other parameters alike reaches the layers only.
-        only: name patterns of what to touch; all if None.
+        only: name patterns or layer types of what to touch; all if None.
         batch: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments.
         branches: for whole-model schemes, name patterns of the last layer of each residual branch
             (for rezero and skipinit, of the scalars); found with ``batch`` if None.
-        seed: of a private generator, or that generator; None draws from torch's global one. Equal
-            seeds of ``init_`` and of ``noise`` or ``torch.manual_seed`` give unrelated numbers.
+        seed: of a private generator, or that generator; None draws from torch's global one. A
+            callable of yours draws from it too. Equal seeds of ``init_`` and of ``noise`` or
+            ``torch.manual_seed`` give unrelated numbers.
         **params: parameters of the scheme, such as ``std=0.01`` or ``a=0.2``.
 
     Returns:
@@ -124,6 +128,7 @@ def init_(
     if gain is not None:
         finite_number("gain", gain, positive=True)
     request = _Request(resolve(scheme, mode, params), activation, gain, mode, bias, bias_std)
+    _check_one_gain(request)
     generators = _Generators(seed)
     run = None if batch is None else _Batch(model, batch)
     around = _look_around(model, request, run)
@@ -131,7 +136,7 @@ def init_(
     _check_lazy(slots)
     choices = choose(model, slots, request.scheme, mode, overrides or {}, only, recurrent)
     forget = _forget_gates(slots, choices, forget_bias)
-    whole = _WholeModel.of(request.scheme, slots, around, branches, run)
+    whole = _WholeModel.of(model, request.scheme, slots, around, branches, run)
     gains, unknown = _gains(choices, request, around)
     check_choices(choices)
     for layer in unknown:
@@ -149,6 +154,10 @@ def init_(
         drawn[slot.name] = _set_forget_gate(slot, float(forget_bias or 0.0), drawn[slot.name])
     multipliers = whole.adjust(choices, drawn) if whole else {}
     rows = {name: row for choice in choices for name, row in _rows(choice, drawn)}
+    for slot in slots:  # other parameters in the same memory
+        for alias in slot.aliases:
+            note = f"the same memory as {slot.names[0]}"
+            rows.setdefault(alias, replace(rows[slot.names[0]], name=alias, note=note))
     order = [name for name, _ in model.named_parameters()]
     return InitReport(tuple(rows[name] for name in order), multipliers)
 
@@ -166,6 +175,15 @@ class _Request:
     mode: Mode
     bias: BiasSpec
     bias_std: float | None
+
+
+def _check_one_gain(request: _Request) -> None:
+    own = request.scheme.set_gain if isinstance(request.scheme, Scheme) else None
+    if request.gain is not None and own is not None:
+        raise ValueError(
+            f"gain={request.gain} and the scheme's own a or scale, which sets the gain {own:.4g}: "
+            "give one of them"
+        )
 
 
 def _check_model(model: Any) -> None:
@@ -218,8 +236,11 @@ class _Generators:
 
     def __init__(self, seed: int | torch.Generator | None) -> None:
         given = isinstance(seed, torch.Generator)
-        if seed is not None and not given and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed={seed!r} must be a whole number, a torch.Generator or None")
+        if seed is not None and not given:
+            if isinstance(seed, bool) or not isinstance(seed, Integral):
+                raise TypeError(f"seed={seed!r} must be a whole number, a torch.Generator or None")
+            if not -(2**63) <= (seed := int(seed)) < 2**63:
+                raise ValueError(f"seed={seed} must be at least −2⁶³ and below 2⁶³")
         self.seed = seed
         self.made: dict[torch.device, torch.Generator] = {}
 
@@ -285,7 +306,7 @@ def _gains(
 
 def _neighbour(slot: Slot, chosen: Scheme, mode: Mode, around: Surroundings) -> Any:
     """The activation that decides the gain of a weight; None where it is not known."""
-    if slot.part.role == "recurrent":  # it reads the layer's own last state
+    if slot.part.inner:  # it reads its own layer's state
         return getattr(slot.module, "nonlinearity", "identity")
     if slot.part.role not in WEIGHTS:
         return "identity"
@@ -315,11 +336,11 @@ def _draw(choice: Choice, request: _Request, gain: float | None, generators: _Ge
         elif (chosen := choice.scheme) is not None:
             drawn = _Drawn(choice.label, _fill(choice, chosen, target, gain, generator))
         else:
-            drawn = _Drawn(choice.label, _call(choice.spec, target))
+            drawn = _Drawn(choice.label, _call(choice.spec, target, generator))
+        if slot.part.role == "embedding" and (row := slot.module.padding_idx) is not None:
+            target[row] = 0  # type: ignore[index]
         if slot.parametrized:
             slot.write(target)
-        if slot.part.role == "embedding" and (row := slot.module.padding_idx) is not None:
-            slot.tensor[row] = 0  # type: ignore[index]
     return drawn
 
 
@@ -347,14 +368,39 @@ def _fill(
     return math.sqrt(max(square - mean**2, 0.0))
 
 
-def _call(function: Any, target: Tensor) -> None:
+def _call(function: Any, target: Tensor, generator: torch.Generator | None) -> None:
     """Let a callable of the user's fill the tensor in place."""
-    result = function(target)
-    if isinstance(result, Tensor) and result.data_ptr() != target.data_ptr():
+    memory = target.data_ptr()
+    with _as_global(generator):
+        result = function(target)
+    if target.data_ptr() != memory:
+        raise TypeError(
+            f"{name_of(function)} put a new tensor in place of the one that it is given; it must "
+            "fill that, which optimizers and tied layers hold too"
+        )
+    if isinstance(result, Tensor) and result.data_ptr() != memory:
         raise TypeError(
             f"{name_of(function)} returned a new tensor; it must fill the one that it is given "
             "in place, as nn.init's functions do"
         )
+
+
+@contextmanager
+def _as_global(generator: torch.Generator | None) -> Iterator[None]:
+    """Let torch's global generator draw as this one would, and give it its own state back."""
+    if generator is None or generator.device.type not in ("cpu", "cuda"):
+        yield
+        return
+    default = torch.default_generator
+    if generator.device.type == "cuda":
+        default = torch.cuda.default_generators[generator.device.index or 0]
+    state = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(state)
 
 
 def _draw_bias(
@@ -377,7 +423,7 @@ def _draw_bias(
         nn.init.normal_(bias, 0.0, float(std or 0.0), generator=generator)
         return _Drawn("normal", float(std or 0.0))
     if callable(asked):
-        return _Drawn(name_of(asked), _call(asked, bias))
+        return _Drawn(name_of(asked), _call(asked, bias, generator))
     value = finite_number("bias", asked)
     nn.init.constant_(bias, value)
     return _Drawn(f"constant {value:g}", 0.0)
@@ -399,7 +445,9 @@ def _forget_gates(
 @torch.no_grad()
 def _set_forget_gate(slot: Slot, value: float, drawn: _Drawn) -> _Drawn:
     """Fill the second of the four gates i, f, g, o of a bias that has been drawn."""
-    slot.tensor.chunk(4)[1].fill_(value)
+    values = slot.tensor.clone()
+    values.chunk(4)[1].fill_(value)
+    slot.write(values)
     return replace(drawn, intended_std=None, note=f"forget gate {value:g}")
 
 
@@ -410,6 +458,8 @@ def _set_forget_gate(slot: Slot, value: float, drawn: _Drawn) -> _Drawn:
 class _WholeModel:
     """A whole-model scheme with what it needs."""
 
+    model: nn.Module
+    slots: Sequence[Slot]
     scheme: Scheme
     branches: Sequence[Branch]
     scalars: Sequence[Slot]
@@ -419,6 +469,7 @@ class _WholeModel:
     @classmethod
     def of(
         cls,
+        model: nn.Module,
         chosen: Resolved,
         slots: Sequence[Slot],
         around: Surroundings,
@@ -439,7 +490,7 @@ class _WholeModel:
             branches = _branches(chosen.name, slots, named, around.branches, batch is not None)
         if needs == "scalars":
             scalars = _scalars(chosen.name, slots, named)
-        return cls(chosen, branches, scalars, around.order, batch)
+        return cls(model, slots, chosen, branches, scalars, around.order, batch)
 
     def adjust(
         self, choices: Sequence[Choice], drawn: dict[str, _Drawn]
@@ -447,10 +498,12 @@ class _WholeModel:
         """Adjust what was drawn by this scheme, and note it in ``drawn``."""
         assert self.scheme.adjust is not None
         at = {layer: index for index, layer in enumerate(self.order)}
-        mine = [c.slot for c in choices if c.slot.name in drawn and c.label == self.scheme.name]
-        mine.sort(key=lambda slot: at.get(slot.layer, len(at)))
+        mine = {
+            c.slot.name for c in choices if c.slot.name in drawn and c.label == self.scheme.name
+        }
+        slots = sorted(self.slots, key=lambda slot: at.get(slot.layer, len(at)))
         forward = self.batch.forward if self.batch else lambda: None
-        model = DrawnModel(mine, self.branches, self.scalars, forward)
+        model = DrawnModel(self.model, slots, mine, self.branches, self.scalars, forward)
         self.scheme.adjust(model, **self.scheme.values)
         for name, factor in model.factors.items():
             was = drawn[name]
@@ -535,6 +588,8 @@ def _rows(choice: Choice, drawn: Mapping[str, _Drawn]) -> Iterator[tuple[str, In
 def _remarks(slot: Slot, done: _Drawn | None) -> Iterator[str]:
     if slot.aliases:
         yield f"tied to {', '.join(slot.aliases)}"
+    if done is not None and slot.spectral:
+        yield "spectral_norm still knows the old weight: run a few batches in training mode"
     if done is None or slot.part.role not in WEIGHTS or slot.tensor.dim() < 2:
         return
     torchs = nn.init._calculate_fan_in_and_fan_out(slot.tensor)

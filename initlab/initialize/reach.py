@@ -12,21 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from initlab.errors import unknown_name
 from initlab.layers import BIASES, WEIGHTS, Law, Slot, why_untouchable
-from initlab.schemes import Mode, Scheme, scheme
+from initlab.schemes import DTYPES, Mode, Scheme, scheme
 
 SchemeSpec = str | Scheme | Callable[[Tensor], object]
 Resolved = Scheme | Callable[[Tensor], object]
+Aim = str | type[nn.Module]
+"""A name pattern, or a type of layer."""
+
 LAYER_ROLES = (*WEIGHTS, *BIASES)
 
 
 def resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, Any]) -> Resolved:
     """The scheme of that name with these parameters, or the user's callable as it is."""
     if not isinstance(spec, str | Scheme):
-        if not callable(spec):
+        if not callable(spec) or isinstance(spec, type | nn.Module):
             raise TypeError(f"scheme={spec!r} must be a name, a Scheme or a callable(tensor)")
         if params:
             raise TypeError(f"a callable scheme takes no parameters, got {', '.join(params)}")
@@ -35,7 +39,8 @@ def resolve(spec: SchemeSpec, mode: Mode, params: Mapping[str, Any]) -> Resolved
             raise ValueError(f"nn.init.{name} is deprecated; pass nn.init.{name}_ or {name!r}")
         return spec
     found = scheme(spec, **params)
-    if "mode" in found.parameters and "mode" not in params and isinstance(spec, str):
+    asked = isinstance(spec, str) or mode != "fan_in"  # the default, which overrules no Scheme
+    if asked and "mode" in found.parameters and "mode" not in params:
         found = found.with_values(mode=mode)
     return found
 
@@ -89,8 +94,8 @@ def choose(
     slots: Sequence[Slot],
     chosen_scheme: Resolved,
     mode: Mode,
-    overrides: Mapping[str | type[nn.Module], SchemeSpec],
-    only: str | Sequence[str] | None,
+    overrides: Mapping[Aim, SchemeSpec],
+    only: Aim | Sequence[Aim] | None,
     recurrent: SchemeSpec | None,
 ) -> list[Choice]:
     """What happens to each tensor of the model."""
@@ -98,7 +103,7 @@ def choose(
     chosen = {slot.name: _by_default(slot, chosen_scheme) for slot in slots}
     if only is not None:
         kept: dict[str, Choice] = {}
-        for pattern in [only] if isinstance(only, str) else only:
+        for pattern in [only] if isinstance(only, str | type) else only:
             for slot, direct in _aimed(pattern, slots, modules, "only"):
                 kept[slot.name] = _choice(slot, chosen_scheme, direct)
         chosen = {
@@ -107,9 +112,16 @@ def choose(
         }
     if recurrent is not None:
         spec = _tensor_scheme(recurrent, mode, "recurrent")
-        for slot in slots:
-            if slot.part.role == "recurrent" and not chosen[slot.name].reason:
+        from_step_to_step = [slot for slot in slots if slot.part.role == "recurrent"]
+        if not from_step_to_step:
+            raise ValueError(f"recurrent={recurrent!r}: the model has no recurrent layer")
+        for slot in from_step_to_step:
+            if not chosen[slot.name].reason:
                 chosen[slot.name] = _choice(slot, spec, False)
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            f"overrides={overrides!r} must be a dict: name pattern or type of layer → scheme"
+        )
     for key, given in overrides.items():
         spec = _tensor_scheme(given, mode, "overrides")
         for slot, direct in _aimed(key, slots, modules, "overrides"):
@@ -136,6 +148,8 @@ def _by_default(slot: Slot, spec: Resolved) -> Choice:
     reason = f"{slot.kind} keeps its own initialization"
     if role == "own":
         reason = f"not initialized: {slot.kind} holds it itself; name it in overrides"
+    if isinstance(slot.module, torch.jit.ScriptModule):
+        reason = "not initialized: torch.jit has compiled its layer; initialize before that"
     return _choice(slot, spec, False, reason)
 
 
@@ -165,7 +179,7 @@ def _unless_frozen(choice: Choice) -> Choice:
 
 
 def _aimed(
-    key: str | type[nn.Module],
+    key: Aim,
     slots: Sequence[Slot],
     modules: Mapping[str, nn.Module],
     argument: str,
@@ -174,6 +188,8 @@ def _aimed(
 
     Where it fits layers, norms and other tensors alike, the layers are meant.
     """
+    if not isinstance(key, str | type):
+        raise TypeError(f"{argument}: {key!r} must be a name pattern or a type of layer")
     found = []
     for slot in slots:
         if isinstance(key, type):
@@ -184,12 +200,25 @@ def _aimed(
         elif any(fnmatch.fnmatchcase(n, key) for n in (slot.name, *slot.names, *slot.aliases)):
             found.append((slot, True))
     if not found:
-        label = key.__name__ if isinstance(key, type) else key
+        if isinstance(key, type):
+            kinds = dict.fromkeys(slot.kind for slot in slots)
+            raise unknown_name(f"{argument} type", key.__name__, kinds)
         names = {slot.layer: None for slot in slots} | {slot.name: None for slot in slots}
-        near = difflib.get_close_matches(str(label), names, n=12, cutoff=0.3) or list(names)[:12]
-        raise unknown_name(f"{argument} pattern", label, near)
-    layers = [each for each in found if each[0].part.role in LAYER_ROLES]
+        near = difflib.get_close_matches(key, names, n=12, cutoff=0.3) or list(names)[:12]
+        raise unknown_name(f"{argument} pattern", key, near)
+    layers = [
+        (slot, direct)
+        for slot, direct in found
+        if slot.part.role in LAYER_ROLES or _fits_alias_only(slot, key)
+    ]
     return layers or found
+
+
+def _fits_alias_only(slot: Slot, key: Aim) -> bool:
+    """Whether it names the other layer that a tied weight is in, as a head and no embedding."""
+    if isinstance(key, type) or fnmatch.fnmatchcase(slot.layer, key):
+        return False
+    return any(fnmatch.fnmatchcase(alias.rpartition(".")[0], key) for alias in slot.aliases)
 
 
 def parts_to_fill(choice: Choice, tensor: Tensor) -> list[Tensor]:
@@ -209,6 +238,11 @@ def check_choices(choices: Sequence[Choice]) -> None:
         if reason := why_untouchable(choice.slot):
             raise ValueError(reason)
         if choice.is_weight and (chosen := choice.scheme):
+            if (dtype := choice.slot.tensor.dtype) not in DTYPES:
+                raise ValueError(
+                    f"parameter {choice.slot.name!r} is of {dtype}, which no scheme can draw; give "
+                    "it a callable(tensor) of yours with overrides=…, or leave it out with only=…"
+                )
             for part in parts_to_fill(choice, choice.slot.tensor):
                 if reason := chosen.why_not(part.shape):
                     raise ValueError(

@@ -55,7 +55,8 @@ class InitReport(Sequence[InitRow]):
     """One row per parameter of the model, touched or not.
 
     ``lr_multipliers`` holds, for schemes that prescribe them (mup), the factors of the learning
-    rate: optimizer ("adam", "sgd") → parameter → factor.
+    rate: optimizer ("adam", "sgd") → parameter → factor. What a parameter does that a module of
+    yours holds itself is not known, and it is not listed.
     """
 
     rows: tuple[InitRow, ...]

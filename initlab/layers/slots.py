@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
 Role = Literal["weight", "recurrent", "bias", "second bias", "embedding", "hooked", "kept", "own"]
 WEIGHTS = ("weight", "recurrent")
@@ -59,6 +60,7 @@ class Part:
         default: what torch fills it with, as a scheme.
         split: the separate maps in it, as views of shape (outputs, inputs, *kernel).
         gates: how many gates are stacked in it.
+        inner: whether it reads what its own layer has computed.
     """
 
     role: Role
@@ -67,6 +69,7 @@ class Part:
     default: Law | None = None
     split: Split = field(default=_whole, repr=False)
     gates: int = 1
+    inner: bool = False
 
 
 Parts = Mapping[str, Part]
@@ -142,18 +145,33 @@ def _every(weight: Tensor, offset: Sequence[int], stride: Sequence[int]) -> Tens
 def _recurrent(layer: nn.RNNBase | nn.RNNCellBase) -> Parts:
     """Every gate is a matrix of its own; torch draws all of a layer from U(±1/√hidden)."""
     hidden = layer.hidden_size
+    gates = next((count for kinds, count in _GATES if isinstance(layer, kinds)), 1)
     default = _over_root(hidden)
+    bias = {"fan_in": hidden, "fan_out": hidden, "default": default, "gates": gates}
     parts: dict[str, Part] = {}
-    for key, tensor in layer.named_parameters(recurse=False):
-        gates = 1 if key.startswith("weight_hr") else tensor.shape[0] // hidden
-        if key.startswith("bias"):
-            role: Role = "second bias" if key.startswith("bias_hh") else "bias"
-            parts[key] = Part(role, hidden, hidden, default, gates=gates)
-        else:
-            role = "recurrent" if key.startswith("weight_hh") else "weight"
-            fan_in, fan_out = tensor.shape[1], tensor.shape[0] // gates
-            parts[key] = Part(role, fan_in, fan_out, default, _stacked(gates), gates)
+    for end, reads, inner in _recurrent_inputs(layer):
+        gated = {"default": default, "split": _stacked(gates), "gates": gates}
+        passed_on = getattr(layer, "proj_size", 0) or hidden
+        parts[f"weight_ih{end}"] = Part("weight", reads, hidden, inner=inner, **gated)
+        parts[f"weight_hh{end}"] = Part("recurrent", passed_on, hidden, inner=True, **gated)
+        parts[f"weight_hr{end}"] = Part("weight", hidden, passed_on, default, inner=True)
+        parts[f"bias_ih{end}"] = Part("bias", **bias)
+        parts[f"bias_hh{end}"] = Part("second bias", **bias)
     return parts
+
+
+_GATES = (((nn.LSTM, nn.LSTMCell), 4), ((nn.GRU, nn.GRUCell), 3))
+
+
+def _recurrent_inputs(layer: nn.RNNBase | nn.RNNCellBase) -> Iterator[tuple[str, int, bool]]:
+    """The ends of the parameters' names, how much those weights read, and whether of the layer."""
+    if isinstance(layer, nn.RNNCellBase):
+        yield "", layer.input_size, False
+        return
+    directions = ("", "_reverse") if layer.bidirectional else ("",)
+    stacked = (layer.proj_size or layer.hidden_size) * len(directions)
+    for depth, direction in itertools.product(range(layer.num_layers), directions):
+        yield f"_l{depth}{direction}", stacked if depth else layer.input_size, depth > 0
 
 
 def _attention(layer: nn.MultiheadAttention) -> Parts:
@@ -162,24 +180,21 @@ def _attention(layer: nn.MultiheadAttention) -> Parts:
     Torch draws them by xavier_uniform of the tensor that holds them, stacked or not.
     """
     width = layer.embed_dim
-    xavier = {
-        key: _uniform(math.sqrt(6 / sum(tensor.shape)))
-        for key, tensor in layer.named_parameters(recurse=False)
-        if key.endswith("proj_weight")
-    }
-    inputs = {"in": width, "q": width, "k": layer.kdim, "v": layer.vdim}
+    apart = {"q": width, "k": layer.kdim, "v": layer.vdim}
     return {
+        "in_proj_weight": Part("weight", width, width, _xavier(3 * width, width), _stacked(3)),
         **{
-            f"{letter}_proj_weight": Part(
-                "weight", fan_in, width, xavier.get(f"{letter}_proj_weight"),
-                _stacked(3) if letter == "in" else _whole,
-            )
-            for letter, fan_in in inputs.items()
+            f"{letter}_proj_weight": Part("weight", fan_in, width, _xavier(width, fan_in))
+            for letter, fan_in in apart.items()
         },
         "in_proj_bias": Part("bias", width, width, ZEROS),
         "bias_k": Part("kept"),
         "bias_v": Part("kept"),
-    }  # fmt: skip
+    }
+
+
+def _xavier(rows: int, columns: int) -> Law:
+    return _uniform(math.sqrt(6 / (rows + columns)))
 
 
 def _embedding(layer: nn.Embedding | nn.EmbeddingBag) -> Parts:
@@ -266,6 +281,14 @@ class Slot:
                 part.training = training
 
     @property
+    def spectral(self) -> bool:
+        """Whether spectral_norm computes it, from vectors that it improves in training mode."""
+        if not self.parametrized:
+            return False
+        chain: nn.Module = self.module.parametrizations[self.key]  # type: ignore[index]
+        return any(isinstance(part, _SpectralNorm) for part in chain.children())
+
+    @property
     def kind(self) -> str:
         """The class of the layer, as its author named it."""
         return type(self.module).__name__.removeprefix("Parametrized")
@@ -289,22 +312,40 @@ class Slot:
             return
         memory = [(parameter, parameter.data) for parameter in self.parameters]
         setattr(self.module, self.key, values)
+        _give_zeros_a_direction(self)
+        possible = bool(self.tensor.isfinite().all())
         for parameter, old in memory:
-            parameter.data = old.copy_(parameter.data)
+            parameter.data = old.copy_(parameter.data) if possible else old
+        if not possible:
+            raise ValueError(
+                f"{self.name!r} is computed by a parametrization that cannot give it these "
+                "values, as spectral_norm cannot make a weight 0; give it another scheme with "
+                "overrides=…, or leave it out with only=…"
+            )
+
+
+def _give_zeros_a_direction(slot: Slot) -> None:
+    """weight_norm computes g·v/‖v‖: where that is 0, g is, but ‖v‖ must not be."""
+    chain = slot.module.parametrizations[slot.key]  # type: ignore[index]
+    if [type(each) for each in chain] == [_WeightNorm]:
+        size, direction = slot.parameters
+        direction.masked_fill_((size == 0).expand_as(direction), 1.0)
 
 
 def slots_of(model: nn.Module) -> list[Slot]:
     """Every tensor of the model that could be drawn, in the order of its parameters.
 
-    Tied ones come once, under their first name.
+    Tied ones come once, under their first name: they are one parameter, or share their memory.
 
     >>> [slot.name for slot in slots_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))]
     ['0.weight', '0.bias']
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     names: dict[nn.Parameter, list[str]] = {}
+    first_in: dict[object, nn.Parameter] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
+        first = first_in.setdefault(_memory(parameter), parameter)
+        names.setdefault(first, []).append(name)
     behind: dict[tuple[str, str], list[nn.Parameter]] = {}
     for parameter, (first, *_) in names.items():
         behind.setdefault(_owner(first), []).append(parameter)
@@ -322,6 +363,14 @@ def slots_of(model: nn.Module) -> list[Slot]:
         )
         for (layer, key), parameters in behind.items()
     ]
+
+
+def _memory(parameter: nn.Parameter) -> object:
+    """Equal for parameters that are one, and for those that were tied through their ``.data``."""
+    waiting = isinstance(parameter, nn.parameter.UninitializedParameter)
+    if waiting or parameter.layout is not torch.strided or not parameter.numel():
+        return id(parameter)
+    return parameter.data_ptr(), parameter.shape, parameter.stride()
 
 
 def _owner(name: str) -> tuple[str, str]:
@@ -360,6 +409,12 @@ def why_untouchable(slot: Slot) -> str:
     for parameter in slot.parameters:
         if not (parameter.is_floating_point() or parameter.is_complex()):
             return f"parameter {slot.name!r} is of {parameter.dtype}: only floats can be drawn"
+        layout = zip(parameter.shape, parameter.stride(), strict=True)
+        if any(size > 1 and step == 0 for size, step in layout):
+            return (
+                f"parameter {slot.name!r} is expanded: several of its elements share one place in "
+                "memory; give its layer nn.Parameter(tensor.contiguous())"
+            )
     if slot.part.role == "hooked":
         return (
             f"parameter {slot.name!r}: a hook computes the layer's own from it (the old "

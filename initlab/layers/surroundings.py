@@ -34,8 +34,15 @@ _PASSED_OVER = (
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._CircularPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
     nn.Flatten,
     nn.Unflatten,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.Identity,  # it stands where a norm or dropout was left out
 )
 
 
@@ -61,34 +68,61 @@ class Surroundings:
 
 
 def in_sequential(model: nn.Module) -> Surroundings:
-    """What nested ``nn.Sequential``s tell, looking through norm, dropout, pooling and flatten."""
-    chain: list[tuple[str, nn.Module]] = []
-    if not _flatten_sequential(model, "", chain):
-        return Surroundings()
-    layers = [name for name, module in chain if is_layer(module)]
-    return Surroundings(
-        before=dict(_neighbours(chain[::-1])), after=dict(_neighbours(chain)), order=tuple(layers)
-    )
+    """What ``nn.Sequential``s tell, looking through norm, dropout, pooling and flatten.
+
+    Of one inside another module only activations count: nobody knows what it reads, who reads it,
+    and whether it is called as a whole.
+    """
+    before: dict[str, Found] = {}
+    after: dict[str, Found] = {}
+    order: tuple[str, ...] = ()
+    alone = [("", model)] if is_layer(model) else []
+    for path, sequential in (*alone, *_sequentials(model, "")):
+        chain = list(_in_a_row(sequential, path))
+        whole = sequential is model
+        before |= dict(_neighbours(chain[::-1], whole))
+        after |= dict(_neighbours(chain, whole))
+        if whole and all(is_layer(each) or not list(each.children()) for _, each in chain):
+            order = tuple(name for name, each in chain if is_layer(each))
+    return Surroundings(before=before, after=after, order=order)
 
 
-def _flatten_sequential(module: nn.Module, path: str, chain: list[tuple[str, nn.Module]]) -> bool:
-    """Collect the layers in order; False where some container is not a Sequential."""
+def _sequentials(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Sequential]]:
+    """The outermost Sequentials, and those inside what these hold."""
     if isinstance(module, nn.Sequential):
-        return all(
-            _flatten_sequential(child, f"{path}.{key}" if path else key, chain)
-            for key, child in module.named_children()
-        )
-    chain.append((path, module))
-    return is_layer(module) or not list(module.children())
+        yield path, module
+        inside = list(_in_a_row(module, path))
+    else:
+        inside = list(_children(module, path))
+    for name, child in inside:
+        yield from _sequentials(child, name)
 
 
-def _neighbours(chain: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Found]]:
-    """The next activation in the chain after each layer; identity before another layer or none."""
+def _in_a_row(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of nested Sequentials in their order."""
+    if not isinstance(module, nn.Sequential):
+        yield path, module
+        return
+    for name, child in _children(module, path):
+        yield from _in_a_row(child, name)
+
+
+def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """With their dotted names; those that are in it twice, as one ReLU for all, come twice."""
+    for key, child in module._modules.items():
+        if child is not None:
+            yield f"{path}.{key}" if path else key, child
+
+
+def _neighbours(chain: Sequence[tuple[str, nn.Module]], whole: bool) -> Iterator[tuple[str, Found]]:
+    """The next activation in the chain after each layer; in a whole model, identity before another
+    layer or none."""
     for position, (name, module) in enumerate(chain):
         if is_layer(module):
             rest = (each for _, each in chain[position + 1 :] if not isinstance(each, _PASSED_OVER))
-            found = _as_activation(next(rest, nn.Identity()))
-            if found is not None:
+            following = next(rest, None)
+            found = "identity" if following is None else _as_activation(following)
+            if found is not None and (whole or found != "identity"):
                 yield name, found
 
 

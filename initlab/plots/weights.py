@@ -174,7 +174,7 @@ class WeightPicture:
         for at in self.values.get_yticks():
             self._texts[f"value {at:g}"].set_text(_number(at * highest))
             self._texts[f"number {at:g}"].set_text(_number(at * end))
-        shown = np.unique(np.linspace(0, count - 1, min(count, _MOST_MARKERS)).astype(int))
+        shown = np.arange(0, count, math.ceil(count / _MOST_MARKERS))  # evenly, to the eye
         self._drawn_values.set_data((shown + 1) / end, values[shown] / highest)
         expected = np.zeros(0) if law is None else law[1]
         self._law.set_data((np.arange(len(expected)) + 1) / end, expected / highest)

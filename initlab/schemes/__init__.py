@@ -5,11 +5,12 @@ are not random everywhere, ``whole_model`` those that look at more than one tens
 what a scheme is.
 """
 
-from initlab.schemes.catalogue import SCHEMES, applicable, register_scheme, scheme
-from initlab.schemes.entry import MODES, Fans, Mode, Parameter, Scheme, bias_code
+from initlab.schemes.catalogue import CUT_STD, SCHEMES, applicable, register_scheme, scheme
+from initlab.schemes.entry import DTYPES, MODES, Fans, Mode, Parameter, Scheme, bias_code
+from initlab.schemes.structured import halved
 from initlab.schemes.whole_model import DrawnModel
 
 __all__ = [
-    "MODES", "SCHEMES", "DrawnModel", "Fans", "Mode", "Parameter", "Scheme", "applicable",
-    "bias_code", "register_scheme", "scheme",
+    "CUT_STD", "DTYPES", "MODES", "SCHEMES", "DrawnModel", "Fans", "Mode", "Parameter", "Scheme",
+    "applicable", "bias_code", "halved", "register_scheme", "scheme",
 ]  # fmt: skip

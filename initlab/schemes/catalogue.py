@@ -8,6 +8,7 @@ theory and tests pick it up by themselves.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -107,7 +108,7 @@ def _variance_scaling_std(
     return math.sqrt((fans.gain**2 if scale is None else scale) / _fan(fans, mode))
 
 
-_CUT_STD = 0.879625661034240
+CUT_STD = 0.879625661034240
 """The std of N(0, 1) cut to [−2, 2]: √(1 − 4·φ(2)/(Φ(2) − Φ(−2)))."""
 
 
@@ -119,7 +120,7 @@ def _fill_variance_scaling(tensor: Tensor, fans: Fans, generator: Any, **values:
     elif values["distribution"] == "normal":
         nn.init.normal_(tensor, 0.0, std, generator=generator)
     else:
-        wide = std / _CUT_STD
+        wide = std / CUT_STD
         nn.init.trunc_normal_(tensor, 0.0, wide, -2 * wide, 2 * wide, generator=generator)
 
 
@@ -242,7 +243,7 @@ def _variance_scaling_call(
     if distribution != "truncated_normal":
         return _spelt_out(distribution, weight, std)
     return (
-        f"std = {std} / {_CUT_STD!r}  # the std before the cut\n"
+        f"std = {std} / {CUT_STD!r}  # the std before the cut\n"
         f"nn.init.trunc_normal_({weight}, std=std, a=-2 * std, b=2 * std)"
     )
 
@@ -285,8 +286,16 @@ def scheme(name: str | Scheme, **params: Any) -> Scheme:
     if isinstance(name, Scheme):
         return name.with_values(**params)
     if not isinstance(name, str) or name not in _registry:
-        raise unknown_name("scheme", name, _registry)
+        raise unknown_name("scheme", name, _registry, like=_as_here(name))
     return _registry[name].with_values(**params)
+
+
+def _as_here(name: Any) -> str:
+    """The name that a scheme of Keras, JAX or torch would have here."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()  # GlorotNormal, as Keras does
+    first, _, rest = words.strip("_").partition("_")
+    family = {"he": "kaiming", "glorot": "xavier", "eye": "identity"}.get(first, first)
+    return f"{family}_{rest}" if rest else family
 
 
 def register_scheme(name: str, **fields: Any) -> Scheme:

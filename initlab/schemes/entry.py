@@ -63,6 +63,9 @@ class Parameter:
     most: float | None = None
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What torch can draw: no complex numbers, and none of eight bits."""
+
 ANY_TENSOR, WEIGHT, MATRIX, KERNEL = (0, 99), (2, 99), (2, 2), (3, 5)
 _WEIGHTS = {
     ANY_TENSOR: "a tensor",
@@ -162,6 +165,7 @@ class Scheme:
         fan_in: float | None = None,
         fan_out: float | None = None,
         generator: torch.Generator | None = None,
+        **values: Any,
     ) -> Tensor:
         """Fill ``tensor`` in place and return it.
 
@@ -170,11 +174,16 @@ class Scheme:
             gain: the scheme's own if not given (√2 where it would be the activation's).
             fan_in, fan_out: from the tensor's shape if not given.
             generator: torch's global one if not given.
+            **values: other values of the scheme's parameters.
 
         Raises:
-            TypeError: not a tensor. ValueError: too few or too many dimensions, a shape that the
-                scheme cannot fill, empty, not float, or a whole-model scheme.
+            TypeError: not a tensor, or no parameter of this scheme. ValueError: too few or too many
+                dimensions, a shape that the scheme cannot fill, empty, not float, or a whole-model
+                scheme.
         """
+        if values:
+            own = self.with_values(**values)
+            return own(tensor, gain=gain, fan_in=fan_in, fan_out=fan_out, generator=generator)
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"scheme {self.name!r} fills a tensor, not a {type(tensor).__name__}; "
@@ -183,7 +192,7 @@ class Scheme:
         reason = self.why_not(tensor.shape)
         if reason:
             raise ValueError(reason)
-        if not tensor.is_floating_point() or tensor.numel() == 0:
+        if tensor.dtype not in DTYPES or tensor.numel() == 0:
             raise ValueError(
                 f"scheme {self.name!r} needs a non-empty float tensor, got {tensor.dtype} "
                 f"of shape {tuple(tensor.shape)}"
@@ -261,11 +270,18 @@ class Scheme:
 
         Of a whole-model scheme ``layer`` is the model's expression.
 
+        Raises:
+            TypeError: a layer and not its expression.
+
         >>> from initlab import scheme
         >>> print(scheme("xavier_normal").code("fc"))
         nn.init.xavier_normal_(fc.weight)
         nn.init.zeros_(fc.bias)
         """
+        if not isinstance(layer, str):
+            raise TypeError(
+                f"layer={layer!r} must be an expression such as 'net.fc1', which the lines then use"
+            )
         if self.whole_model:
             return self.call(layer, self._gain(gain), **self.values)
         weight = self.weight_code(f"{layer}.weight", self._gain(gain))
@@ -276,13 +292,16 @@ class Scheme:
         return self.call(weight, gain, **self.values)
 
     def gain_with(self, activation: ActivationSpec) -> float:
-        """The gain it uses with this activation: its own, or for kaiming the activation's.
+        """The gain it uses with this activation: what its parameters set, or its own, or for
+        kaiming the activation's.
 
         With ``mode="fan_out"`` that is the gain which preserves gradients.
 
         Raises:
             ValueError: critical, where the activation has no critical point.
         """
+        if self.set_gain is not None:
+            return self.set_gain
         if callable(self.gain):
             return self.gain(activation, **self.values)
         if self.gain != "activation":
@@ -293,8 +312,17 @@ class Scheme:
     @property
     def follows_activation(self) -> bool:
         """Whether its gain depends on the activation, given its parameters' values."""
-        set_by_parameter = any(self.values.get(name) is not None for name in ("a", "scale"))
-        return not isinstance(self.gain, int | float) and not set_by_parameter
+        return not isinstance(self.gain, int | float) and self.set_gain is None
+
+    @property
+    def set_gain(self) -> float | None:
+        """The gain that its parameters set, kaiming's a and variance_scaling's scale, if they
+        do."""
+        for name, gain_of in _GAIN_OF.items():
+            value = self.values.get(name)
+            if value is not None and self.gain == "activation":  # trunc_normal's a is a cut
+                return gain_of(value)
+        return None
 
     def with_values(self, **values: Any) -> Scheme:
         """The same scheme with other parameter values.
@@ -352,6 +380,12 @@ class Scheme:
         rows, columns, *kernel = (*shape, 1, 1)[: max(len(shape), 2)]
         taps = math.prod(kernel)
         return self._numbers(fan_in or columns * taps, fan_out or rows * taps, gain, rows)
+
+
+_GAIN_OF: Mapping[str, Callable[[float], float]] = {
+    "a": lambda slope: math.sqrt(2 / (1 + slope**2)),
+    "scale": math.sqrt,
+}
 
 
 def _often_meant(parameter: str) -> str:

@@ -76,7 +76,7 @@ def _sparse_std(fans: Fans, *, sparsity: float, std: float) -> float:
 
 def _fill_looks_linear(tensor: Tensor, fans: Fans, generator: Any, *, mirror: str) -> None:
     """[[Q, −Q], [−Q, Q]] with Q orthogonal, or one row or column of it."""
-    rows, columns = _halved(tensor.shape[0], tensor.shape[1], mirror)
+    rows, columns = halved(tensor.shape[0], tensor.shape[1], mirror)
     block = orthogonal_(tensor.new_empty(rows, columns), fans.gain, generator)
     if mirror != "outputs":
         block = torch.cat([block, -block], dim=1)
@@ -85,7 +85,8 @@ def _fill_looks_linear(tensor: Tensor, fans: Fans, generator: Any, *, mirror: st
     tensor.copy_(block)
 
 
-def _halved(rows: int, columns: int, mirror: str) -> tuple[int, int]:
+def halved(rows: int, columns: int, mirror: str) -> tuple[int, int]:
+    """The shape of the block that is mirrored."""
     return (
         rows if mirror == "inputs" else rows // 2,
         columns if mirror == "outputs" else columns // 2,
@@ -93,7 +94,7 @@ def _halved(rows: int, columns: int, mirror: str) -> tuple[int, int]:
 
 
 def _looks_linear_std(fans: Fans, *, mirror: str) -> float:
-    return fans.gain / math.sqrt(max(_halved(fans.rows, int(fans.columns), mirror)))
+    return fans.gain / math.sqrt(max(halved(fans.rows, int(fans.columns), mirror)))
 
 
 def _refuse_odd(shape: Sequence[int], *, mirror: str) -> str:

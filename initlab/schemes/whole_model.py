@@ -6,8 +6,9 @@ Each draws every tensor by its ``base`` scheme and then adjusts what was drawn, 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,9 @@ class DrawnModel:
     """A model whose tensors have been drawn, as a whole-model scheme sees and adjusts it.
 
     Attributes:
-        slots: what was drawn, in order of execution where that is known.
+        model: the module.
+        slots: every tensor that could be drawn, in order of execution where that is known.
+        drawn: the names of those that the scheme has drawn; all others are left alone.
         branches: the residual branches, each the names of its layers in order.
         scalars: the parameters of one element that the model holds itself.
         forward: runs the batch through the model, leaving modes, buffers and generators alone.
@@ -33,7 +36,9 @@ class DrawnModel:
         lr_multipliers: optimizer → parameter → factor of the learning rate.
     """
 
+    model: nn.Module
     slots: Sequence[Slot]
+    drawn: Collection[str]
     branches: Sequence[Branch]
     scalars: Sequence[Slot]
     forward: Callable[[], None]
@@ -44,10 +49,16 @@ class DrawnModel:
 
     @property
     def weights(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.part.role in WEIGHTS]
+        """Those that the scheme has drawn."""
+        return [s for s in self.slots if s.part.role in WEIGHTS and s.name in self.drawn]
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of all layers with weights, drawn or not."""
+        return list(dict.fromkeys(s.layer for s in self.slots if s.part.role in WEIGHTS))
 
     def layer(self, name: str) -> list[Slot]:
-        """The weights of the layer of that name."""
+        """The drawn weights of the layer of that name."""
         return [slot for slot in self.weights if slot.layer == name]
 
     @torch.no_grad()
@@ -125,11 +136,22 @@ def _fixup(model: DrawnModel) -> None:
                 model.scale(slot, len(model.branches) ** (-1 / (2 * len(branch) - 2)))
         for slot in model.layer(last):
             model.fill(slot, 0.0)
-    names = list(dict.fromkeys(slot.layer for slot in model.weights))
-    inside = {name for branch in model.branches for name in branch}
-    if names[-1] not in inside:
-        for slot in model.layer(names[-1]):
+    last, inside = model.layers[-1], {name for branch in model.branches for name in branch}
+    if last not in inside and not _on_shortcut(last, inside):
+        for slot in model.layer(last):
             model.fill(slot, 0.0)
+
+
+def _on_shortcut(layer: str, inside: Collection[str]) -> bool:
+    """Whether its name stands closer to one branch than all branches to each other."""
+    together = _shared(*inside)
+    return any(_shared(layer, name) > together for name in inside)
+
+
+def _shared(*names: str) -> int:
+    """How many modules the dotted names begin with in common."""
+    parts = zip(*(name.split(".") for name in names), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, parts))
 
 
 def _gate(model: DrawnModel, *, value: float = 0.0) -> None:
@@ -150,19 +172,44 @@ def _mup(model: DrawnModel, *, base_width: float) -> None:
 
     At ``base_width`` everything is as without µP: m = width/base_width is what counts.
     """
-    layers = list(dict.fromkeys(slot.layer for slot in model.weights))
-    first, last = layers[0], layers[-1]
-    for slot in model.slots:
-        assert slot.part.fan_in is not None
-        assert slot.part.fan_out is not None
-        m_in, m_out = slot.part.fan_in / base_width, slot.part.fan_out / base_width
-        if slot.part.role not in WEIGHTS or slot.layer == first != last:  # vectors, and the input
-            model.multiply_lr(slot, adam=1.0, sgd=1.0 if slot.layer == last else m_out)
-        elif slot.layer == last:
-            model.scale(slot, m_in**-0.5)
-            model.multiply_lr(slot, adam=1 / m_in, sgd=1 / m_in)
+    first, last = _ends(model)
+    for slot in (each for each in model.slots if each.part.role not in ("own", "hooked")):
+        width_in, width_out = (width / base_width for width in _widths(slot))
+        if slot.part.role not in WEIGHTS or slot.layer == first or _is_depthwise(slot.module):
+            bounded = slot.layer == last or slot.tensor.numel() == 1
+            model.multiply_lr(slot, adam=1.0, sgd=1.0 if bounded else width_out)
         else:
-            model.multiply_lr(slot, adam=1 / m_in, sgd=1.0)
+            sgd = 1 / width_in if slot.layer == last else 1.0
+            model.multiply_lr(slot, adam=1 / width_in, sgd=sgd)
+            if slot.layer == last and slot.name in model.drawn:
+                model.scale(slot, width_in**-0.5)
+
+
+def _ends(model: DrawnModel) -> tuple[str | None, str | None]:
+    """The layers that read the input and give the output; None where an embedding does."""
+    embeddings = [slot for slot in model.slots if slot.part.role == "embedding"]
+    if not model.layers:
+        return None, None
+    leading = next(slot for slot in model.slots if slot.part.role in (*WEIGHTS, "embedding"))
+    owners = [alias.rpartition(".")[0] for slot in embeddings for alias in slot.aliases]
+    tied = any(isinstance(model.model.get_submodule(owner), nn.Linear) for owner in owners)
+    last = None if tied else model.layers[-1]
+    first = None if leading in embeddings or leading.layer == last else leading.layer
+    return first, last
+
+
+def _widths(slot: Slot) -> tuple[float, float]:
+    """How many units or channels it reads and gives."""
+    part, own = slot.part, float(slot.tensor.shape[-1] if slot.tensor.dim() else 1)
+    fans = own if part.fan_in is None else part.fan_in, part.fan_out or own
+    if isinstance(slot.module, nn.modules.conv._ConvNd):
+        return slot.module.in_channels, slot.module.out_channels
+    return fans
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """Its sums do not grow with the width."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
 
 
 # ---------------------------------------------------------------- the PyTorch lines
@@ -170,13 +217,23 @@ def _mup(model: DrawnModel, *, base_width: float) -> None:
 _LAYERS = "(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)"
 
 
-def _draw_code(model: str, line: str, layers: str = _LAYERS) -> str:
+def _draw_code(model: str, line: str, layers: str = _LAYERS, attention: bool = False) -> str:
     return (
         f"for layer in {model}.modules():\n"
+        f"{_attention_code(line) if attention else ''}"
         f"    if isinstance(layer, {layers}):\n"
         f"        {line}\n"
         f"        if getattr(layer, 'bias', None) is not None:\n"
         f"            nn.init.zeros_(layer.bias)\n"
+    )
+
+
+def _attention_code(line: str) -> str:
+    """The same for attention's input projections, which are no layers."""
+    return (
+        "    if isinstance(layer, nn.MultiheadAttention):\n"
+        f"        {line.replace('layer.weight', 'layer.in_proj_weight')}\n"
+        "        nn.init.zeros_(layer.in_proj_bias)\n"
     )
 
 
@@ -214,7 +271,7 @@ def _fixup_code(model: str, gain: float) -> str:
 
 
 def _gate_code(model: str, gain: float, *, value: float = 0.0) -> str:
-    return _draw_code(model, _HE) + (
+    return _draw_code(model, _HE, attention=True) + (
         "for scalar in scalars:  # the learnable α of each block: x + α·F(x)\n"
         f"    nn.init.constant_(scalar, {value!r})"
     )
@@ -222,7 +279,7 @@ def _gate_code(model: str, gain: float, *, value: float = 0.0) -> str:
 
 def _gpt2_code(model: str, gain: float, *, std: float) -> str:
     line = f"nn.init.normal_(layer.weight, std={std!r})"
-    return _draw_code(model, line, "(nn.Linear, nn.Embedding)") + (
+    return _draw_code(model, line, "(nn.Linear, nn.Embedding)", attention=True) + (
         "with torch.no_grad():\n"
         "    for branch in branches:  # lists of the layers of each residual branch, in order\n"
         "        branch[-1].weight.div_(len(branches) ** 0.5)"
@@ -336,7 +393,7 @@ MODEL_SCHEMES: tuple[Scheme, ...] = (
         r"W^{\mathrm{out}}_{ij} \sim N(0, g^2 n_0/n_\mathrm{in}^2)",
         source="Yang, Hu et al. 2021 (Tensor Programs V), table 3",
         suits="Tuning on a narrow model what a wide one shall use; report.lr_multipliers goes with "
-        "it.",
+        "it. A Transformer also divides attention's logits by d, and tied output logits by m.",
         call=_mup_code,
         base="kaiming_normal",
         adjust=_mup,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from initlab.schemes import Fans, Scheme
+from initlab.schemes import CUT_STD, Fans, Scheme, halved
 
 Density = Callable[[np.ndarray], np.ndarray]
 
@@ -92,10 +92,6 @@ def _cut_normal(mean: float, std: float, low: float, high: float) -> WeightLaw:
 def _truncated(ensemble: Ensemble) -> WeightLaw:
     values = ensemble.scheme.values
     return _cut_normal(values["mean"], values["std"], values["a"], values["b"])
-
-
-CUT_STD = 0.879625661034240
-"""The std of N(0, 1) cut to [−2, 2]."""
 
 
 def _variance_scaling(ensemble: Ensemble) -> WeightLaw:
@@ -272,12 +268,7 @@ def _mirrored(ensemble: Ensemble, maps: int) -> Spectrum:
 
 def _block(ensemble: Ensemble) -> tuple[int, int]:
     """The shape of the orthogonal block that looks_linear mirrors."""
-    rows, columns = ensemble.shape
-    mirror = ensemble.scheme.values["mirror"]
-    return (
-        rows if mirror == "inputs" else rows // 2,
-        columns if mirror == "outputs" else columns // 2,
-    )
+    return halved(*ensemble.shape, ensemble.scheme.values["mirror"])
 
 
 def _some(value: float, rank: int, ensemble: Ensemble, maps: int) -> np.ndarray:

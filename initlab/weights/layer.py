@@ -153,7 +153,9 @@ class LayerDraw:
     @property
     def used_gain(self) -> float:
         """ValueError where the scheme needs what the activation does not have."""
-        return self.chosen.gain_with(self.activation) if self.gain is None else self.gain
+        if self.gain is not None and self.chosen.set_gain is None:
+            return self.gain
+        return self.chosen.gain_with(self.activation)
 
     @property
     def schemes(self) -> tuple[str, ...]:
