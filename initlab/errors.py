@@ -9,14 +9,17 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def unknown_name(argument: str, value: object, accepted: Iterable[str]) -> ValueError:
-    """A ValueError for a name that is not among the accepted ones, with the nearest of them.
+def unknown_name(
+    argument: str, value: object, accepted: Iterable[str], *, like: str = ""
+) -> ValueError:
+    """A ValueError for a name that is not among the accepted ones, with the nearest of them: to
+    the value, or to what it is ``like``.
 
     >>> print(unknown_name("scheme", "kaimin_normal", ["kaiming_normal", "zeros"]))
     unknown scheme 'kaimin_normal'; did you mean 'kaiming_normal'? Accepted: kaiming_normal, zeros
     """
     names = list(accepted)
-    near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(like or str(value).lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return ValueError(f"unknown {argument} {value!r}{hint} Accepted: {', '.join(names)}")
 

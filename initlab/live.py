@@ -65,7 +65,7 @@ function render({ model, el }) {
   const showText = () => { image.alt = model.get('alt'); };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
 
-  const hint = 'Point at a layer for its numbers.';
+  const hint = 'Point at the picture for its numbers.';
   const read = (event) => {
     const box = image.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width;
@@ -114,7 +114,9 @@ _STYLE = """
   color: var(--jp-ui-font-color1, #333); font-variant-numeric: tabular-nums; }
 .initlab-sentence { line-height: 1.4; }
 .initlab-sentence[role=note] { font-size: 12px; }
-.initlab-sentence[role=alert] { color: var(--jp-error-color0, #a00); }
+.initlab-sentence[role=alert] { color: #a00; }
+.initlab-sentence[role=alert] {  /* dark on light, light on dark */
+  color: color-mix(in srgb, var(--jp-error-color1, #d00) 60%, var(--jp-ui-font-color1, #111)); }
 .initlab-explorer .jupyter-widget-Collapse-header { background: none; border: none;
   font-weight: normal; padding: 3px 6px; }
 .initlab-explorer .jupyter-widget-Collapse-contents { border: none; padding: 2px 6px; }

@@ -22,7 +22,7 @@ from torch import nn
 
 from initlab import diagnose, trace
 from initlab.diagnosis import FAULTS, Diagnosis
-from initlab.sites import Trace
+from initlab.tracing import Trace
 
 SEED = 5  # of the cases here; the benchmark uses others
 NAMED_LAST = {"non_finite": "exploding_activations"}

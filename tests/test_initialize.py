@@ -5,6 +5,7 @@ import dataclasses
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from initlab import gain, init_, mlp, noise, scheme
-from initlab.init_report import measured_std
+from initlab.initialize.report import measured_std
 from initlab.schemes import applicable
 
 
@@ -87,6 +88,34 @@ def test_a_generator_of_ones_own_gives_the_numbers_of_torchs_calls():
         nn.init.xavier_normal_(layer.weight)
     for one, other in zip(model[::2], expected[::2], strict=True):
         assert torch.allclose(one.weight, other.weight, rtol=1e-6)
+
+
+def test_a_callable_draws_from_the_seed_too():
+    state = torch.random.get_rng_state()
+    models = [net() for _ in range(3)]
+    torch.random.set_rng_state(state)
+    init_(models[0], nn.init.xavier_normal_, bias=nn.init.normal_, seed=3)
+    torch.rand(5)
+    state = torch.random.get_rng_state()
+    init_(models[1], nn.init.xavier_normal_, bias=nn.init.normal_, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    init_(models[2], "xavier_normal", bias=nn.init.normal_, seed=3)
+    for first, *others in zip(*(model.parameters() for model in models), strict=True):
+        assert all(torch.allclose(first, other, rtol=1e-6) for other in others)
+
+
+def test_a_callable_that_fails_gives_torchs_global_generator_its_state_back():
+    model, state = net(), torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        init_(model, lambda weight: 1 / 0, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_seed_may_be_any_kind_of_whole_number():
+    first, second = net(), net()
+    init_(first, "xavier_normal", seed=np.int64(3))
+    init_(second, "xavier_normal", seed=3)
+    assert torch.equal(first[0].weight, second[0].weight)
 
 
 def test_parameters_stay_the_same_objects_and_keep_their_gradients():
@@ -191,6 +220,16 @@ def test_a_given_gain_overrules_activation_and_scheme():
         assert report["0.weight"].intended_std == pytest.approx(3 / math.sqrt(6))
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "own"),
+    [("kaiming_normal", {"a": 0.5}, math.sqrt(1.6)), ("variance_scaling", {"scale": 4.0}, 2.0)],
+)
+def test_two_gains_are_one_too_many(name, params, own):
+    assert scheme(name, **params).gain_with("tanh") == pytest.approx(own)
+    with pytest.raises(ValueError, match=rf"gain=3.0 and .*sets the gain {own:.4g}: give one"):
+        init_(net(), name, gain=3.0, seed=0, **params)
+
+
 def test_a_slope_overrules_the_activation():
     report = init_(net(), "kaiming_normal", activation="tanh", a=0.5, seed=0)
     assert report["0.weight"].intended_std == pytest.approx(math.sqrt(2 / 1.25 / 6))
@@ -212,6 +251,14 @@ def test_kaiming_preserves_the_second_moment_through_a_deep_wide_net():
             signal = model[:-1](noise(64, 512, seed=1000 + seed).inputs)
         logs.append(math.log(float(signal.square().mean()) / 2))
     assert abs(sum(logs) / 4) < 0.8
+
+
+def test_a_mode_that_is_asked_for_reaches_a_scheme_that_is_given_as_one():
+    he = scheme("kaiming_normal")
+    fan_out = init_(net(), he, mode="fan_out", activation="relu", seed=0)["0.weight"]
+    assert fan_out.intended_std == pytest.approx(math.sqrt(2 / 5))
+    own = init_(net(), scheme(he, mode="fan_out"), activation="relu", seed=0)["0.weight"]
+    assert own.intended_std == fan_out.intended_std
 
 
 # ---------------------------------------------------------------- gain, from a batch
@@ -450,6 +497,13 @@ def test_only_the_layers_named_by_only_are_touched():
     assert model.head.weight.all()
 
 
+@pytest.mark.parametrize("only", [nn.Conv2d, ["0", nn.Conv2d]])
+def test_only_goes_by_type_too(only):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
+    report = init_(model, "ones", only=only)
+    assert [row.scheme for row in report] == ["ones", "zeros", None, None]
+
+
 def test_overrides_go_by_name_pattern_and_by_type_and_the_last_match_wins():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), net())
     report = init_(
@@ -587,7 +641,7 @@ def test_an_unknown_parameter_is_answered_with_the_nearest():
         ({"bias_std": 1.0}, "bias_std=1.0 is used with bias='normal' only"),
         ({"only": "haed"}, "unknown only pattern 'haed'; did you mean 'head'"),
         ({"overrides": {"haed": "zeros"}}, "unknown overrides pattern 'haed'; did you mean 'head'"),
-        ({"overrides": {nn.Conv2d: "zeros"}}, "unknown overrides pattern 'Conv2d'"),
+        ({"overrides": {nn.Conv2d: "zeros"}}, "overrides type 'Conv2d'. Accepted: Linear$"),
         ({"overrides": {"head": "zero"}}, "unknown scheme 'zero'; did you mean 'zeros'"),
         ({"scheme": "normal", "std": -1.0}, "std=-1.0 must be at least 0"),
         ({"a": math.sqrt(2)}, r"a=1.414\d* must be a negative slope .* say gain=1.414"),
@@ -595,6 +649,10 @@ def test_an_unknown_parameter_is_answered_with_the_nearest():
         ({"scheme": "xavier_uniform_"}, "did you mean 'xavier_uniform'"),
         ({"scheme": "dirac"}, "'linear1.weight': scheme 'dirac' needs a convolution"),
         ({"forget_bias": 1.0}, "the model has no LSTM"),
+        ({"scheme": "he_normal"}, "unknown scheme 'he_normal'; did you mean 'kaiming_normal'"),
+        ({"scheme": "GlorotUniform"}, "did you mean 'xavier_uniform'"),
+        ({"recurrent": "orthogonal"}, "recurrent='orthogonal': the model has no recurrent layer"),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be at least −2⁶³ and below 2⁶³"),
         ({"recurrent": "orthogonl"}, "unknown scheme 'orthogonl'; did you mean 'orthogonal'"),
     ],
 )  # fmt: skip
@@ -607,6 +665,10 @@ def test_bad_values_are_refused_and_nothing_is_touched(arguments, message):
         assert torch.equal(value, before[name])
 
 
+def replace_data(weight):
+    weight.data = torch.ones(2, 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -617,6 +679,11 @@ def test_bad_values_are_refused_and_nothing_is_touched(arguments, message):
         ({"std": 0.1}, "'kaiming_normal' has no parameter 'std'; it has: mode, a"),
         ({"scheme": nn.init.zeros_, "a": 1.0}, "a callable scheme takes no parameters, got a"),
         ({"nonlinearity": "gelu"}, "no parameter 'nonlinearity'.*say activation=… to init_"),
+        ({"scheme": nn.Linear}, "scheme=.* must be a name, a Scheme or a callable"),
+        ({"scheme": nn.Linear(2, 2)}, "scheme=.* must be a name, a Scheme or a callable"),
+        ({"overrides": {3: "ones"}}, "overrides: 3 must be a name pattern or a type of layer"),
+        ({"overrides": ["0"]}, "overrides=.* must be a dict: name pattern or type of layer"),
+        ({"scheme": replace_data}, "replace_data put a new tensor in place of the one that it is"),
         ({"scheme": torch.randn_like}, "randn_like returned a new tensor; it must fill the one"),
         ({"activation": nn.Softmax(-1)}, "not an elementwise function"),
         ({"seed": "x"}, "seed='x' must be a whole number, a torch.Generator or None"),

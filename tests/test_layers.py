@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from initlab import init_, scheme
-from initlab.layers import parts_of, slots_of
+from initlab.layers import slots_of
+from initlab.layers.slots import parts_of
 
 
 class Functional(nn.Module):
@@ -96,7 +97,7 @@ def test_the_report_names_every_parameter_and_nothing_else_changes(make, name):
         row = report[key]
         assert row.shape == tuple(parameter.shape)
         assert row.actual_std == pytest.approx(
-            float(parameter.detach().double().std(correction=0)), rel=1e-9, abs=1e-12
+            float(parameter.detach().double().std(correction=0)), rel=1e-6, abs=1e-12
         )
         assert row.scheme or row.note
     assert not report.suspicious
@@ -174,7 +175,48 @@ def test_of_two_biases_that_are_added_one_is_drawn():
     assert (layer.bias_ih_l0 + layer.bias_hh_l0 == 0.5).all()
 
 
+def test_a_deeper_recurrent_layer_reads_the_nonlinearity_of_the_one_below():
+    layer = nn.RNN(5, 6, 2, nonlinearity="relu")
+    report = init_(layer, "kaiming_normal", seed=0)
+    assert report["weight_ih_l1"].intended_std == pytest.approx(math.sqrt(2 / 6))
+    assert report["weight_ih_l0"].intended_std == pytest.approx(math.sqrt(1 / 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "gates"),
+    [
+        (lambda: nn.LSTM(3, 4, 2, bidirectional=True), "weight_hh_l1_reverse", 4),
+        (lambda: nn.GRU(3, 4), "weight_ih_l0", 3),
+        (lambda: nn.GRUCell(3, 4), "weight_hh", 3),
+    ],
+)
+def test_a_parametrized_recurrent_weight_is_reached_gate_by_gate(make, key, gates):
+    layer = parametrizations.weight_norm(make(), key)
+    report = init_(layer, "orthogonal", seed=0)
+    assert report[f"parametrizations.{key}.original1"].scheme == "orthogonal"
+    for gate in getattr(layer, key).detach().chunk(gates):
+        gram = gate.T @ gate
+        assert torch.allclose(gram, torch.eye(len(gram)), atol=1e-5)
+
+
+def test_the_parts_of_a_recurrent_layer_have_the_sizes_of_its_parameters():
+    layer = nn.LSTM(5, 6, 3, bidirectional=True, proj_size=4)
+    for slot in slots_of(layer):
+        if slot.part.role in ("weight", "recurrent"):
+            shape = slot.tensor.shape
+            assert (slot.part.fan_in, slot.part.fan_out * slot.part.gates) == (shape[1], shape[0])
+
+
 # ---------------------------------------------------------------- attention
+
+
+def test_a_parametrized_projection_has_torchs_default_too():
+    layer = parametrizations.weight_norm(
+        nn.MultiheadAttention(8, 2, kdim=40, vdim=4), "k_proj_weight"
+    )
+    init_(layer, "pytorch_default", seed=0)
+    bound = math.sqrt(6 / 48)
+    assert 0.9 * bound < layer.k_proj_weight.abs().max() <= bound * (1 + 1e-6)
 
 
 def test_attentions_projections_are_three_matrices():
@@ -212,6 +254,40 @@ def test_a_tied_weight_is_reached_under_every_name(key):
     assert model.head.weight is model.embed.weight
     assert not model.embed.weight[0].any()  # padding stays 0
     assert model.embed.weight[1:].all()
+
+
+class BiasedHead(nn.Module):
+    def __init__(self, *, through_data):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 8), nn.Linear(8, 7)
+        if through_data:
+            self.head.weight.data = self.embed.weight.data
+        else:
+            self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+def test_weights_that_share_their_memory_are_tied_however_that_came_about(through_data):
+    model = BiasedHead(through_data=through_data)
+    before = model.embed.weight.detach().clone()
+    report = init_(model, "xavier_normal", seed=0)
+    assert torch.equal(model.embed.weight, before)
+    assert [row.name for row in report] == [name for name, _ in model.named_parameters()]
+    assert report["embed.weight"].note.endswith("tied to head.weight")
+    if through_data:
+        assert report["head.weight"].note == "the same memory as embed.weight"
+        assert report["head.weight"].actual_std == report["embed.weight"].actual_std
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+def test_a_tied_head_is_reached_by_its_name_with_its_bias(through_data):
+    model = BiasedHead(through_data=through_data)
+    report = init_(model, "zeros", overrides={"head": scheme("normal", std=0.02)}, seed=0)
+    assert report["embed.weight"].intended_std == 0.02
+    assert not model.head.bias.any()
+    before = model.embed.weight.detach().clone()
+    init_(model, "zeros", overrides={"*": "ones"}, bias=0.5)  # sweeps over embeddings
+    assert torch.equal(model.embed.weight, before)
 
 
 def test_norms_are_reached_when_they_are_aimed_at_and_not_by_a_sweeping_pattern():
@@ -296,12 +372,56 @@ def test_a_callable_sees_the_present_values_of_a_parametrized_weight_too():
     assert torch.allclose(layer.weight, 2 * before)
 
 
+@pytest.mark.parametrize("name", ["zeros", "identity", "sparse"])
+def test_weight_norm_holds_rows_of_zeros(name):
+    """g·v/‖v‖ with ‖v‖ = 0 would be nan."""
+    plain, layer = nn.Linear(4, 6), parametrizations.weight_norm(nn.Linear(4, 6))
+    init_(plain, name, seed=0)
+    report = init_(layer, name, seed=0)
+    assert torch.allclose(layer.weight, plain.weight)
+    layer(torch.ones(1, 4)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    assert "nan" not in repr(report)
+
+
+def test_spectral_norm_is_told_that_it_cannot_hold_zeros_and_keeps_what_it_has():
+    layer = parametrizations.spectral_norm(nn.Linear(4, 6))
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=r"'weight' is computed by a parametrization that cannot"):
+        init_(layer, "zeros")
+    for name, value in layer.state_dict().items():
+        if name != "bias":
+            assert torch.equal(value, before[name])
+
+
+def test_a_parametrized_embedding_keeps_its_padding_at_zero():
+    layer = parametrizations.weight_norm(nn.Embedding(5, 4, padding_idx=1))
+    init_(layer, "zeros", overrides={nn.Embedding: "normal"}, seed=0)
+    assert not layer.weight[1].any()
+    assert layer.weight[0].all()
+
+
+def test_a_parametrized_forget_gate_gets_its_bias():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+        def right_inverse(self, x):
+            return x / 2
+
+    layer = nn.LSTMCell(3, 4)
+    nn.utils.parametrize.register_parametrization(layer, "bias_ih", Doubled())
+    init_(layer, "xavier_normal", forget_bias=1.0, seed=0)
+    assert layer.bias_ih.tolist() == [0.0] * 4 + [1.0] * 4 + [0.0] * 8
+
+
 def test_spectral_norm_rescales_what_was_drawn_and_the_report_shows_it():
     layer = parametrizations.spectral_norm(nn.Linear(30, 20))
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     row = init_(layer, "normal", std=0.5, seed=0)["parametrizations.weight.original"]
     assert row.actual_std == pytest.approx(0.5, rel=0.15)
     assert "weight is computed from it" in row.note
+    assert "run a few batches in training mode" in row.note
     for name, buffer in layer.named_buffers():
         assert torch.equal(buffer, before[name])
     assert layer.training
@@ -326,6 +446,14 @@ def test_weights_that_a_hook_computes_are_refused_with_the_reason(how):
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("key", ["weight_hh_l0", "weight_ih_l0"])
+def test_a_recurrent_weight_that_a_hook_computes_is_refused_too(key):
+    layer = torch.nn.utils.weight_norm(nn.LSTM(3, 4), key)
+    with pytest.raises(ValueError, match=rf"'{key}_g': a hook computes the layer's own"):
+        init_(layer, "orthogonal")
+
+
 def test_an_orthogonal_parametrization_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"kept orthogonal by its parametrization; initialize"):
         init_(parametrizations.orthogonal(nn.Linear(4, 4)), "xavier_normal")
@@ -348,6 +476,43 @@ def test_a_parametrization_without_an_inverse_is_refused():
 def test_meta_tensors_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"'weight' is on the meta device.*to_empty"):
         init_(nn.Linear(3, 3, device="meta"), "zeros")
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["xavier_normal", "orthogonal"])
+def test_numbers_that_torch_cannot_draw_are_refused_before_anything_is_touched(dtype, name):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).to(dtype))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=rf"parameter '1.weight' is of {dtype}, which no scheme"):
+        init_(model, name)
+    assert torch.equal(model[0].weight, before)
+    with pytest.raises(ValueError, match=f"needs a non-empty float tensor, got {dtype}"):
+        scheme(name)(torch.ones(3, 3).to(dtype))
+
+
+def test_a_callable_may_draw_complex_numbers():
+    layer = nn.Linear(3, 400, dtype=torch.complex64)
+    init_(layer, nn.init.normal_)
+    assert layer.weight.imag.all()
+
+
+def test_an_expanded_parameter_is_refused_before_anything_is_touched():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = nn.Parameter(torch.randn(1, 3).expand(3, 3))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"'1\.weight' is expanded.*contiguous\(\)"):
+        init_(model, "xavier_normal")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_torch_jit_has_compiled_is_left_alone_and_the_report_says_so():
+    model = nn.Sequential(torch.jit.script(nn.Linear(3, 3)), nn.Linear(3, 2))
+    report = init_(model, "ones")
+    assert "torch.jit has compiled its layer; initialize before that" in report["0.weight"].note
+    assert report["1.weight"].scheme == "ones"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

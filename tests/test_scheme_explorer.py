@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from initlab import SCHEMES, SchemeExplorer
-from initlab.layer_draw import LAYER_KINDS, LayerDraw
 from initlab.schemes import Fans, scheme
-from initlab.weight_laws import (
+from initlab.weights import LAYER_KINDS, LayerDraw
+from initlab.weights.laws import (
     DENSITIES,
     Ensemble,
     marchenko_pastur,
@@ -330,6 +330,16 @@ def test_facts_hold_the_formula_the_source_and_the_numbers(explorer):
     for part in ("fan_in 72, fan_out 144", "torch&#x27;s fans are 72 and 576", "gain 1",
                  "Glorot &amp; Bengio 2010"):  # fmt: skip
         assert part in explorer._facts.value, explorer._facts.value
+
+
+def test_the_gain_that_is_shown_is_the_one_that_the_slope_sets(explorer):
+    explorer.controls["activation"].value = "tanh"
+    explorer.controls["scheme_params"].value = {"mode": "fan_in", "a": 1.0}
+    assert "gain 1<br>" in explorer._facts.value
+    explorer.controls["gain"].value = 2.0
+    assert "gain=2.0 and the scheme's own a or scale" in explorer.status
+    explorer.controls["scheme_params"].value = {"mode": "fan_in", "a": None}
+    assert "gain 2<br>" in explorer._facts.value
 
 
 def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explorer):

@@ -412,6 +412,31 @@ def test_what_is_said_otherwise_here_is_answered_with_how(params, message):
         scheme("kaiming_normal", **params)
 
 
+def test_a_call_takes_the_schemes_parameters_and_refuses_torchs_own_as_well():
+    drawn = filled(scheme("normal"), (50, 60), std=0.01)
+    assert torch.equal(drawn, filled(scheme("normal", std=0.01), (50, 60)))
+    with pytest.raises(TypeError, match=r"no parameter 'nonlinearity'.*say activation="):
+        scheme("kaiming_normal")(torch.empty(3, 3), nonlinearity="gelu")
+
+
+@pytest.mark.parametrize(
+    ("usual", "here"),
+    [("he_normal", "kaiming_normal"), ("glorot_uniform", "xavier_uniform"), ("He", "kaiming_"),
+     ("GlorotNormal", "xavier_normal"), ("eye_", "identity"), ("TruncatedNormal", "trunc_normal"),
+     ("xavier_uniform_", "xavier_uniform")],
+)  # fmt: skip
+def test_the_names_of_keras_jax_and_torch_are_answered_with_those_here(usual, here):
+    with pytest.raises(ValueError, match=f"unknown scheme '{usual}'; did you mean '{here}"):
+        scheme(usual)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2, 2), None, 3])
+def test_code_needs_the_expression_of_a_layer(layer):
+    for name in ("xavier_normal", "lsuv"):
+        with pytest.raises(TypeError, match=r"must be an expression such as 'net\.fc1'"):
+            scheme(name).code(layer)
+
+
 def test_a_gain_given_as_kaimings_a_is_refused_but_torchs_own_root_of_five_is_not():
     for value in (math.sqrt(2), 5 / 3, 2.0):
         with pytest.raises(ValueError, match=rf"a={value} must be a negative slope .*say gain="):

@@ -18,14 +18,16 @@ from initlab.schemes import Parameter, scheme
 _LABEL = "72px"
 
 
-def choice(description: str, options: Iterable[Any], value: Any) -> widgets.Dropdown:
+def choice(
+    description: str, options: Iterable[Any], value: Any, *, label_width: str = _LABEL
+) -> widgets.Dropdown:
     """A menu; ``options`` are values or (label, value) pairs."""
     return widgets.Dropdown(
         description=description,
         options=list(options),
         value=value,
         layout=widgets.Layout(width="auto", min_width="200px", flex="1 1 200px"),
-        style={"description_width": _LABEL},
+        style={"description_width": label_width},
     )
 
 
@@ -185,7 +187,8 @@ class SchemeParameters(_Composite):
 
 def _parameter(name: str, parameter: Parameter) -> widgets.DOMWidget:
     if parameter.choices:
-        return choice(name, parameter.choices, parameter.default)
+        wide = "initial" if len(name) > 9 else _LABEL  # as wide as it has to be
+        return choice(name, parameter.choices, parameter.default, label_width=wide)
     low, high = parameter.low or 0.0, 1.0 if parameter.high is None else parameter.high
     if parameter.default is None:
         return OptionalNumber(f"{name} ({parameter.meaning.split(';')[0]})", 0.01, low, high)

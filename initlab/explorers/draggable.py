@@ -67,7 +67,7 @@ function renderDraggable(context) {
 export default { render: renderDraggable };
 """
 
-_HINT = "Drag the point, or move it with the arrow keys. Point at a layer for its numbers."
+_HINT = "Drag the point, or move it with the arrow keys. Point at the picture for its numbers."
 _FOCUS = """
 .initlab-draggable img:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
   outline-offset: -2px; }
@@ -88,7 +88,7 @@ class DraggableFigure(LiveFigure):
     _esm: Any = (
         str(LiveFigure._esm)
         .replace("export default { render };", _DRAGGING)
-        .replace("Point at a layer for its numbers.", _HINT)
+        .replace("Point at the picture for its numbers.", _HINT)
     )
     _css: Any = str(LiveFigure._css) + _FOCUS
 

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 from torch import Tensor, nn
 
-from initlab.diagnosis import Diagnosis, diagnose
+from initlab.diagnosis import Diagnosis, diagnose, joined
 from initlab.explorers.controls import Number, SchemeParameters, choice
 from initlab.explorers.explorer import Explorer, button, fold
 from initlab.explorers.model_picture import RIGHT_VIEWS, ModelPicture, Seen, needs_geometry
@@ -24,7 +24,6 @@ from initlab.explorers.model_trial import (
     write,
 )
 from initlab.explorers.model_words import advice, numbers, tree, verdict
-from initlab.findings import joined
 from initlab.live import LiveFigure
 from initlab.plots import QUANTITIES
 from initlab.tracing import Trace, trace

@@ -9,18 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from initlab.plots import (
-    BLACK,
-    BLUE,
-    ORANGE,
-    SKY,
-    VIEWS,
-    Curve,
-    Panel,
-    Picture,
-    curve,
-    unit_curves,
-)
+from initlab.plots import BLACK, BLUE, ORANGE, SKY, VIEWS, Curve, Panel, Picture, curve, unit_curves
 from initlab.tracing import Histogram, Site, Trace
 
 RIGHT_VIEWS = (

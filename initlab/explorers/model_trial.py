@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from initlab.diagnosis import Diagnosis
-from initlab.findings import joined
+from initlab.diagnosis import Diagnosis, joined
+from initlab.initialize import check_choices, choose, resolve
 from initlab.layers import Slot, slots_of
-from initlab.reach import check_choices, choose, resolve
 from initlab.schemes import SCHEMES, scheme
 from initlab.tracing import Trace
 

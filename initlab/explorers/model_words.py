@@ -5,10 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
-from initlab.diagnosis import Diagnosis
-from initlab.findings import figure
-from initlab.measuring import Stats
-from initlab.tracing import Site, Trace
+from initlab.diagnosis import Diagnosis, figure
+from initlab.tracing import Site, Stats, Trace
 
 _INDENT = "\u00a0\u00a0"  # an option of a menu drops ordinary spaces
 _TENSORS = (

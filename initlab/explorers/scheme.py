@@ -20,9 +20,9 @@ from initlab.explorers.controls import (
 )
 from initlab.explorers.explorer import Explorer, button, fold, one_thread
 from initlab.explorers.finding import power
-from initlab.layer_draw import LAYER_KINDS, DrawnLayer, LayerDraw
 from initlab.live import LiveFigure
-from initlab.weight_plots import WeightPicture
+from initlab.plots import WeightPicture
+from initlab.weights import LAYER_KINDS, DrawnLayer, LayerDraw
 
 _SIZES = {
     "in_features": ("inputs", 512, "72px"),

@@ -36,7 +36,7 @@ from initlab.plots import (
     unit_curves,
 )
 from initlab.prediction import Prediction
-from initlab.tracing import Trace
+from initlab.tracing import Trace, uncollected
 
 RIGHT_VIEWS = (
     ("gradients", "backward"),
@@ -337,11 +337,12 @@ class SignalExplorer(Explorer):
             if self._experiment.estimate()[1] > _NOTICEABLE:
                 self._say("Computing …")
             start = time.perf_counter()
-            with _threads(self._experiment):
-                self._measure(whole=self._shows_more_than_moments())
-            self.prediction = self._experiment.predict()
-            self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
-            self._draw()
+            with uncollected():  # until the picture is on its way
+                with _threads(self._experiment):
+                    self._measure(whole=self._shows_more_than_moments())
+                self.prediction = self._experiment.predict()
+                self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
+                self._draw()
         except Exception as error:  # a callback's exception would be shown nowhere
             self._fail(f"{type(error).__name__}: {error}")
 
@@ -379,7 +380,8 @@ class SignalExplorer(Explorer):
         encode = self.live.timing["encode"]
         draw = 1e3 * (time.perf_counter() - start) - encode
         self.timing |= {"draw": draw, "encode": encode}
-        # The picture is on its way; what follows says the same in words and numbers.
+        # What follows says the same in words and numbers; first the thread that sends has its turn.
+        time.sleep(0.001)
         words = finding(self._experiment, self._seen, self.prediction, quantity)
         self.live.alt = f"Signal per layer. {words}"
         self.live.readout = self._readout()

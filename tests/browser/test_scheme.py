@@ -10,6 +10,23 @@ LABELS = ("inputs", "outputs")
 CONVOLUTION = ("channels in", "channels out", "kernel", "groups")
 
 
+# Of a text to the notebook behind it; the canvas turns every way to write a colour into numbers.
+CONTRAST = """selector => {
+    const canvas = new OffscreenCanvas(1, 1).getContext('2d');
+    const luminance = color => {
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(each => each / 255)
+            .map(each => each > 0.04045 ? ((each + 0.055) / 1.055) ** 2.4 : each / 12.92);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const notebook = document.querySelector('.jp-Notebook');
+    const ground = luminance(getComputedStyle(notebook).backgroundColor);
+    const ink = luminance(getComputedStyle(document.querySelector(selector)).color);
+    return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
+}"""
+
+
 @pytest.fixture
 def explorer(open_and_run, tmp_path):
     """A notebook that shows one scheme explorer, opened and run."""
@@ -72,12 +89,24 @@ def test_the_schemes_own_parameters_move_the_picture(explorer):
     assert shown.view.console_errors == []
 
 
-def test_a_scheme_that_cannot_fill_the_layer_is_said_and_dims_the_picture(explorer):
-    shown = explorer('"identity"')
+def test_no_schemes_parameter_is_clipped(explorer):
+    shown = explorer(viewport=LAPTOP)
+    menu = shown.menu("scheme")
+    for name in ("variance_scaling", "trunc_normal", "looks_linear", "siren", "sparse"):
+        shown.changes(lambda name=name: menu.select_option(name))
+        shown.page.wait_for_selector(".initlab-formula mjx-container")
+        clipped = [part for part in shown.page.evaluate(CLIPPED) if "mjx-assistive" not in part]
+        assert clipped == [], name
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_scheme_that_cannot_fill_the_layer_is_said_and_dims_the_picture(explorer, theme):
+    shown = explorer('"identity"', theme=theme)
     shown.changes(lambda: shown.press(shown.menu("layer"), "ArrowDown"))
     assert "needs a matrix" in shown.status
     assert shown.page.locator(".initlab-status [role=alert]").count() == 1
     assert shown.page.locator(".initlab-explorer .initlab-dimmed").count() == 1
+    assert shown.page.evaluate(CONTRAST, ".initlab-status [role=alert]") >= 4.5  # WCAG 2, AA
     shown.changes(lambda: shown.press(shown.menu("layer"), "ArrowUp"))
     shown.page.wait_for_selector(".initlab-explorer .initlab-dimmed", state="detached")
     assert shown.view.console_errors == []

@@ -9,10 +9,10 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from initlab import ACTIVATIONS, diagnose, digits, trace
-from initlab.draws import draw_after
-from initlab.faults_of_scale import loss_of
-from initlab.faults_of_units import _saturated_square, _saturation_limit
-from initlab.flow import Flow, chance, weight_gain
+from initlab.diagnosis.draws import draw_after
+from initlab.diagnosis.faults_of_scale import loss_of
+from initlab.diagnosis.faults_of_units import _saturated_square, _saturation_limit
+from initlab.diagnosis.flow import Flow, chance, weight_gain
 
 
 def plain_mlp(depth: int, width: int, fill) -> nn.Sequential:

@@ -51,7 +51,7 @@ def column(predicted: Prediction, depth: int, place: str, field: str) -> np.ndar
 
 @pytest.mark.parametrize("entry", table("t3a"), ids=entry_id)
 def test_the_gaps_between_samples_are_those_of_the_table(entry):
-    """Lengths and gradients are compared in ``test_propagation``."""
+    """Lengths and gradients are compared in ``test_prediction_propagation``."""
     predicted, depth = of_entry(entry)
     gaps = column(predicted, depth, "forward", "across_samples_var")
     assert gaps == pytest.approx(entry["layers"]["h_var_over_batch"], rel=1e-4)

@@ -148,10 +148,10 @@ def test_variance_scaling_has_the_variance_that_keras_and_jax_define(
 def test_the_correction_for_the_cut_is_that_of_a_normal_cut_at_two_standard_deviations():
     from scipy.stats import truncnorm
 
-    from initlab.schemes import _CUT_STD
+    from initlab.schemes import CUT_STD
 
-    assert pytest.approx(truncnorm.std(-2, 2), rel=1e-12) == _CUT_STD
-    assert pytest.approx(0.87962566103423978, rel=1e-12) == _CUT_STD
+    assert pytest.approx(truncnorm.std(-2, 2), rel=1e-12) == CUT_STD
+    assert pytest.approx(0.87962566103423978, rel=1e-12) == CUT_STD
 
 
 def test_without_a_scale_variance_scaling_is_kaiming():
@@ -326,7 +326,7 @@ def test_with_true_fans_a_layer_keeps_the_second_moment_of_unit_noise(kind, name
 
 
 def _maps(layer):
-    from initlab.layers import parts_of
+    from initlab.layers.slots import parts_of
 
     return parts_of(layer)["weight"].split(layer.weight.detach())
 
