@@ -209,7 +209,8 @@ def pair_expectation(
     else:
         centres = [(feature - shared_scale * y) / own_scale for feature in features]
         sharpness = 1 / math.sqrt(q) / own_scale
-        extra = (fine - shared_scale * y[:, None]) / own_scale
+        shared = shared_scale * y
+        extra = (_near(fine, shared, PAIR_REACH * own_scale) - shared[:, None]) / own_scale
         z, weight_z = _pair_panels(centres, sharpness, step, extra, split=bool(kinks))
     x = math.sqrt(q) * (shared_scale * y[:, None] + own_scale * z)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
@@ -250,6 +251,15 @@ def unresolved_edges(
             break
         low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
     return np.sort(np.concatenate(found)) if found else np.zeros(0)
+
+
+def _near(points: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:
+    """Of the rising points those within reach of each centre; further ones fill shorter rows."""
+    if not len(points):
+        return np.zeros((len(centres), 0))
+    first = np.searchsorted(points, centres - reach)
+    count = (np.searchsorted(points, centres + reach) - first).max()
+    return points[np.minimum(first[:, None] + np.arange(count), len(points) - 1)]
 
 
 def _apart(points: np.ndarray, distance: float) -> np.ndarray:
