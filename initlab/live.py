@@ -19,7 +19,7 @@ import traitlets
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-_FRONT_END = """
+FRONT_END = """
 function prepareControls(root) {
   // ipywidgets' folds take no focus and no key of their own.
   for (const header of root.querySelectorAll('.jupyter-widget-Collapse-header')) {
@@ -65,7 +65,7 @@ function render({ model, el }) {
   const showText = () => { image.alt = model.get('alt'); };
   const showState = () => { el.classList.toggle('initlab-dimmed', model.get('dimmed')); };
 
-  const hint = 'Point at the picture for its numbers.';
+  const showHint = () => { note.textContent = model.get('hint'); };
   const read = (event) => {
     const box = image.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width;
@@ -80,11 +80,11 @@ function render({ model, el }) {
       note.textContent = nearest[1];
       return;
     }
-    note.textContent = hint;
+    showHint();
   };
   image.addEventListener('pointermove', read);
-  image.addEventListener('pointerleave', () => { note.textContent = hint; });
-  note.textContent = hint;
+  image.addEventListener('pointerleave', showHint);
+  showHint();
 
   model.on('change:source', showPixels);
   model.on('change:alt', showText);
@@ -102,10 +102,10 @@ function render({ model, el }) {
   requestAnimationFrame(start);
   return () => { watcher?.disconnect(); };
 }
-export default { render };
 """
+"""JavaScript that defines ``render``; a subclass with more to render adds to it."""
 
-_STYLE = """
+STYLE = """
 .initlab-live { position: relative; line-height: 0; min-height: 100px; }
 .initlab-live img { width: 100%; height: auto; background: white; border-radius: 4px;
   transition: opacity 0.15s; }
@@ -137,17 +137,19 @@ class LiveFigure(anywidget.AnyWidget):
         readout: per Axes ``{"box": [left, top, right, bottom] in fractions of the image,
             "span": [x0, x1], "rows": [[x, text], …]}``.
         dimmed: show the picture as out of date.
+        hint: what stands below the picture while nothing is pointed at.
         png: the picture.
         timing: milliseconds of the last refresh: ``draw`` and ``encode``.
     """
 
-    _esm = _FRONT_END
-    _css = _STYLE
+    _esm = FRONT_END + "export default { render };"
+    _css = STYLE
 
     source = traitlets.Unicode("").tag(sync=True)  # what the <img> is given
     alt = traitlets.Unicode("").tag(sync=True)
     readout = traitlets.List([]).tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
+    hint = traitlets.Unicode("Point at the picture for its numbers.").tag(sync=True)
 
     def __init__(self, figure: Figure, **kwargs: Any) -> None:
         super().__init__(**kwargs)

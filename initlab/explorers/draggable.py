@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import traitlets
 
-from initlab.live import LiveFigure
+from initlab.live import FRONT_END, STYLE, LiveFigure
 
 _DRAGGING = """
 function renderDraggable(context) {
@@ -85,13 +83,10 @@ class DraggableFigure(LiveFigure):
             with Shift a press counts ten times.
     """
 
-    _esm: Any = (
-        str(LiveFigure._esm)
-        .replace("export default { render };", _DRAGGING)
-        .replace("Point at the picture for its numbers.", _HINT)
-    )
-    _css: Any = str(LiveFigure._css) + _FOCUS
+    _esm = FRONT_END + _DRAGGING
+    _css = STYLE + _FOCUS
 
+    hint = traitlets.Unicode(_HINT).tag(sync=True)
     area = traitlets.List([0.0, 0.0, 1.0, 1.0]).tag(sync=True)
     pressed = traitlets.List([]).tag(sync=True)
     steps = traitlets.List([0, 0]).tag(sync=True)
