@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from initlab.activations import ACTIVATIONS, Activation
+from initlab.activations import Activation
 from initlab.draws import LOGITS, PLAIN, Draw, draw_after, right_gains
 from initlab.finite_width import relu_length_law
 from initlab.measuring import Stats
@@ -210,7 +210,7 @@ class Flow:
             site = next(iter(self.sources(site)), None)
         if site is None or site.kind != "activation":
             return None
-        return ACTIVATIONS.get(site.op)
+        return site.activation
 
     def branch_end(self, add: Site) -> Site | None:
         """The last layer of the residual branch that an addition closes."""
@@ -460,19 +460,14 @@ def looks_up(site: Site) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _value_at_zero(name: str) -> float:
-    phi = ACTIVATIONS.get(name)
-    return 0.0 if phi is None else float(phi.function(torch.zeros(1, dtype=torch.float64)))
+def _value_at_zero(phi: Activation) -> float:
+    return float(phi.function(torch.zeros(1, dtype=torch.float64)))
 
 
 def _is_zero_at_zero(site: Site) -> bool:
-    return site.kind != "activation" or _value_at_zero(site.op) == 0
+    return site.activation is None or _value_at_zero(site.activation) == 0
 
 
 def width(site: Site) -> int:
     """The units, or channels, of a site."""
-    if not site.shape:
-        return 1
-    images = len(site.shape) > 3
-    channels_first = images or (site.op.startswith("conv") and len(site.shape) == 3)
-    return max(site.shape[1] if channels_first else site.shape[-1], 1)
+    return site.units or 1

@@ -500,7 +500,8 @@ _UNSET = {field.name: field.default for field in fields(Site) if field.default i
 
 def _site(record: Record, index: int, backward: bool) -> Site:
     found = _UNSET | vars(record)
-    del found["channels_first"]
+    axis, shape = found.pop("unit_axis"), record.shape
+    found["units"] = shape[axis] if -axis <= len(shape) else None
     found["index"] = index
     found["reached"] = record.backward is not None if backward else None
     for fan in ("fan_in", "fan_out"):

@@ -682,6 +682,82 @@ def test_a_dead_unit_of_a_convolution_is_a_channel():
     assert trace(sequence, batch(4, 4, 6))["1"].dead_fraction == 0.25
 
 
+def test_one_image_without_a_batch_dimension_is_a_batch_of_one():
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.MaxPool2d(2), nn.Tanh()
+    )
+    with torch.no_grad():
+        model[0].bias[:2] = -100.0
+    image = batch(4, 9, 11)
+    alone, of_one = (trace(model, x, geometry=True) for x in (image, image[None]))
+    assert alone["1"].dead_fraction == 0.25
+    assert "one sample" in alone["input"].note
+    for one, other in zip(alone, of_one, strict=True):
+        assert one.dead_fraction == other.dead_fraction
+        assert one.units == other.units
+        assert one.effective_rank == pytest.approx(other.effective_rank)
+        assert one.forward.across_samples_var == other.forward.across_samples_var == 0
+        assert one.forward.across_units_var == pytest.approx(other.forward.across_units_var)
+    assert trace(nn.Sequential(nn.Linear(4, 4)), batch(4))["0"].forward.across_samples_var == 0
+
+
+class Turned(nn.Module):
+    """Channels are normalized where they lie last, as wav2vec2 does, and split in halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 6, 3), nn.LayerNorm(6)
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.conv(x).transpose(1, 2)).transpose(1, 2))
+        left, right = h.chunk(2, dim=1)
+        return torch.cat([torch.relu(left), torch.relu(right)], 1).transpose(1, 2).relu()
+
+
+def test_units_stay_the_channels_wherever_a_view_takes_them():
+    model = Turned()
+    with torch.no_grad():
+        model.norm.bias[:3] = -50.0
+    sites = trace(model, batch(4, 2, 11)).select(kind="activation")
+    assert [(s.units, s.dead_fraction) for s in sites] == [(6, 0.5), (3, 1.0), (3, 0.0), (6, 0.5)]
+
+
+CALLS = (
+    (lambda h: F.leaky_relu(h, 0.3), nn.LeakyReLU(0.3)),
+    (lambda h: F.elu(h, 0.5), nn.ELU(0.5)),
+    (lambda h: torch.celu(h, alpha=2.0), nn.CELU(2.0)),
+    (lambda h: F.softplus(h, beta=3.0), nn.Softplus(3.0)),
+    (lambda h: F.hardtanh(h, -2.0, 1.0), nn.Hardtanh(-2.0, 1.0)),
+    (lambda h: F.threshold(h, 0.1, 20.0), nn.Threshold(0.1, 20.0)),
+    (lambda h: F.softshrink(h, 0.2), nn.Softshrink(0.2)),
+    (lambda h: F.hardshrink(h, 0.3), nn.Hardshrink(0.3)),
+    (lambda h: F.prelu(h, torch.tensor([0.75])), nn.PReLU(init=0.75)),
+    (lambda h: F.gelu(h, approximate="tanh"), nn.GELU("tanh")),
+)
+
+
+class Calls(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.fc, self.call = nn.Linear(6, 6), call
+
+    def forward(self, x):
+        return self.call(self.fc(x))
+
+
+@pytest.mark.parametrize(("call", "module"), CALLS)
+def test_a_site_knows_its_activation_as_it_was_called(call, module):
+    traced = trace(Calls(call), batch(5, 6))
+    (site,) = traced.select(kind="activation")
+    (of_module,) = trace(nn.Sequential(nn.Linear(6, 6), module), batch(5, 6)).select(
+        kind="activation"
+    )
+    assert site.activation is of_module.activation is activation(module)
+    assert Trace.from_json(traced.to_json())[site.name].activation is site.activation
+    z = batch(50, seed=3)
+    assert torch.equal(site.activation(z), module(z))
+
+
 def test_the_slope_of_a_leaky_relu_is_honoured():
     model = nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.0), nn.LeakyReLU(0.2), nn.ELU(0.5))
     with torch.no_grad():
