@@ -165,6 +165,8 @@ class Observer(TorchFunctionMode):
         self._frames = [_Frame("", None, "plain", 0)]
         self._handles: list[Any] = []
         self._users: dict[int, list[Record]] = {}
+        self._views: dict[int, list[tuple[weakref.ref[Tensor], Record]]] = {}
+        self._lost: list[Record] = []
         self._known: dict[int, tuple[nn.Module, str, str]] = {}
         self._thread = get_ident()
         self._handlers = {
@@ -306,6 +308,8 @@ class Observer(TorchFunctionMode):
         if writes or "out" in call[1]:
             for tensor in tensors_in(call):
                 self._state.before_write(tensor)
+                if self._views:
+                    self._lose_gradient(tensor)
 
     def _see_activation(self, operation: Operation, func: Any, call: Call) -> Any:
         z = next(tensors_in(call), None)
@@ -491,10 +495,13 @@ class Observer(TorchFunctionMode):
                 self._measure_options(tensor, axis, record)
         if not self._wanted.backward:
             return
-        if tensor.requires_grad:
+        tracking = torch.is_grad_enabled()
+        # A view that is made without gradients says that it requires them, and gets none.
+        if tensor.requires_grad and (tracking or tensor.grad_fn is not None):
             self._ask_for_gradient(record, tensor, axis, call)
-        elif not torch.is_grad_enabled():
+        elif not tracking:
             record.note = HIDDEN
+        if not tracking:
             self.checkpoints.add(record)
 
     def _ask_for_gradient(
@@ -502,14 +509,31 @@ class Observer(TorchFunctionMode):
     ) -> None:
         """Have the gradient of a site measured when the backward pass gets to it.
 
-        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view.
+        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view. So where
+        torch hands out a view of what nobody else can see (a linear map of a sequence), it is the
+        whole of it that is asked, in case the view is written to.
         """
         receive = partial(self._receive_gradient, record, axis)
         whole = tensor._base
-        if whole is not None and call[0] and call[0][0] is tensor:
+        if whole is None or not whole.requires_grad:
+            tensor.register_hook(receive)
+            return
+        is_written = bool(call[0]) and call[0][0] is tensor
+        if is_written:
+            self._lose_gradient(tensor)
+        if is_written or self._seen(whole) is None:
             whole.register_hook(partial(_receive_part, receive, _Part.of(tensor, whole)))
         else:
+            self._views.setdefault(id(whole), []).append((weakref.ref(whole), record))
             tensor.register_hook(receive)
+
+    def _lose_gradient(self, tensor: Tensor) -> None:
+        """A view is written to: from now on no gradient passes the earlier views of its base."""
+        whole = tensor._base
+        if whole is not None:
+            for held, record in self._views.pop(id(whole), ()):
+                if held() is whole:
+                    self._lost.append(record)
 
     def _measure_options(self, tensor: Tensor, axis: int | None, record: Record) -> None:
         if self._wanted.histogram:
@@ -743,6 +767,8 @@ class Observer(TorchFunctionMode):
         self._meter.finish()
         self._unit_meter.finish()
         self.checkpoints.match()
+        for record in self._lost:
+            record.backward, record.note = None, OVERWRITTEN
         if self._is_one_sample:
             self._take_for_one_sample()
 
@@ -760,6 +786,7 @@ class Observer(TorchFunctionMode):
 
 
 ONE_SAMPLE = "one sample without a batch dimension: nothing varies across samples"
+OVERWRITTEN = "a view of what is written to in place: its gradient is not measured"
 HIDDEN = "computed without gradients: not reached"
 SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
 
@@ -833,10 +860,26 @@ class _Part(NamedTuple):
         offset = int(view.storage_offset()) - int(base.storage_offset())
         return cls(base.stride(), tuple(view.shape), view.stride(), offset)
 
+    def is_all_of(self, gradient: Tensor) -> bool:
+        """Whether the view is the base in another shape, with its elements in the same order."""
+        return (
+            gradient.is_contiguous()
+            and self.strides == gradient.stride()
+            and math.prod(self.shape) == gradient.numel()
+            and self.view_strides == _contiguous_strides(self.shape)
+        )
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
+
 
 def _receive_part(receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None) -> None:
     """Pass on that part of the gradient of a base which is the gradient of a view of it."""
     if gradient is None or gradient.layout is not torch.strided:
+        return
+    if part.is_all_of(gradient):
+        receive(gradient.view(part.shape))
         return
     laid_out = torch.empty_strided(
         gradient.shape, part.strides, dtype=gradient.dtype, device=gradient.device

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from taps import SEED, Tapped, agree, batch, check
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -1138,80 +1136,6 @@ def test_no_activation_outlives_a_trace():
     gc.collect()
     assert seen[0]() is None
     assert traced["fc"].reached
-
-
-LAYERS = st.sampled_from(
-    ["linear", "relu", "relu_", "tanh", "norm", "drop", "weight_norm", "shared", "residual"]
-)
-
-
-class Drawn(nn.Module):
-    """A random small model that may raise after any of its layers."""
-
-    def __init__(self, plan, fail_at, where):
-        super().__init__()
-        shared = nn.Linear(5, 5)
-        make = {
-            "linear": lambda: nn.Linear(5, 5),
-            "relu": nn.ReLU,
-            "relu_": lambda: nn.ReLU(inplace=True),
-            "tanh": nn.Tanh,
-            "norm": lambda: nn.BatchNorm1d(5),
-            "drop": lambda: nn.Dropout(0.5),
-            "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(5, 5)),
-            "shared": lambda: shared,
-            "residual": lambda: nn.Sequential(nn.Linear(5, 5), nn.GELU()),
-        }
-        self.plan, self.fail_at, self.where = plan, fail_at, where
-        self.layers = nn.ModuleList(make[kind]() for kind in plan)
-
-    def forward(self, x):
-        x = x * 1
-        for index, (kind, layer) in enumerate(zip(self.plan, self.layers, strict=True)):
-            x = x + layer(x) if kind == "residual" else layer(x)
-            if index == self.fail_at and self.where == "forward":
-                raise RuntimeError("drawn")
-            if index == self.fail_at and self.where == "backward":
-                x = Explode.apply(x)
-        return x
-
-
-@given(
-    plan=st.lists(LAYERS, min_size=1, max_size=6),
-    fail_at=st.integers(0, 7),
-    where=st.sampled_from(["forward", "backward"]),
-    training=st.booleans(),
-    some_grads=st.booleans(),
-    frozen=st.booleans(),
-    options=st.sampled_from([{}, {"backward": False}, {"statistics": "moments"},
-                             {"target": torch.zeros(4, dtype=torch.long)}, {"histogram": True}]),
-)  # fmt: skip
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_changes_for_random_models(
-    plan, fail_at, where, training, some_grads, frozen, options
-):
-    model = Drawn(plan, fail_at, where).train(training)
-    for index, parameter in enumerate(model.parameters()):
-        if some_grads and index % 2:
-            parameter.grad = torch.ones_like(parameter)
-        if frozen and index % 3 == 0:
-            parameter.requires_grad_(False)
-    x = batch(4, 5)
-    kept = x.clone()
-    before = snapshot(model)
-    state = pickle.dumps(model.state_dict())
-    try:
-        traced = trace(model, x, **options)
-    except RuntimeError:  # drawn, or autograd's own: relu_ may overwrite what relu has saved
-        pass
-    else:
-        assert len(set(traced.names)) == len(traced)
-        assert traced.names[0] == "input"
-        assert traced.names[-1] == "output"
-    assert_untouched(before, model)
-    assert pickle.dumps(model.state_dict()) == state
-    assert torch.equal(x, kept)
-    copy.deepcopy(model)
 
 
 def test_ten_thousand_layers_trace():
