@@ -104,7 +104,7 @@ def _is_chance(measured: Curve, at: int, theory: Curve | None) -> bool:
     if theory is None or theory.low is None or theory.high is None or _is_healthy(value):
         return False
     spots = np.flatnonzero(theory.layers == measured.layers[at])
-    if not len(spots) or not _is_healthy(theory.values[spots[0]]):
+    if not len(spots) or not _is_healthy(float(theory.values[spots[0]])):
         return False
     return bool(theory.low[spots[0]] <= value <= theory.high[spots[0]])
 
