@@ -252,6 +252,27 @@ class Flow:
         return self.always_meets(kept_alive)
 
     @cached_property
+    def opening(self) -> dict[str, float]:
+        """By name, how far the residual branches around a site are open to the gradient.
+
+        The share of the sum of squares at a residual sum that arrives at what it adds. It is 1
+        unless something between them scales the branch down, as the 10⁻⁶ of a layer scale
+        (Touvron et al. 2021); its own gradient is not small, so that it opens by itself, as a
+        scale of 0 does.
+        """
+        found: dict[str, float] = {}
+        for site in reversed(self.sites):
+            ways = [found[user.name] * self._share(site, user) for user in self.users(site)]
+            found[site.name] = max(ways) if ways and self.in_branch[site.name] else 1.0
+        return found
+
+    def _share(self, site: Site, user: Site) -> float:
+        own, summed = total(site.backward), total(user.backward)
+        if user.kind != "add" or not own or not summed or not math.isfinite(own / summed):
+            return 1.0
+        return min(own / summed, 1.0)
+
+    @cached_property
     def reads_input(self) -> dict[str, bool]:
         """By name, whether a site is computed from an input: embedded positions are not."""
         found: dict[str, bool] = {}

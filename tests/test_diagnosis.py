@@ -461,3 +461,33 @@ def test_thousands_of_layers_are_diagnosed_in_seconds():
         nn.init.orthogonal_(layer.weight, gain=0.9)
     diagnosis = diagnose(trace(model, torch.randn(4, 8)))
     assert diagnosis.findings[0].fault == "vanishing_activations"
+
+
+class LayerScaled(nn.Module):
+    """Residual branches that begin nearly closed, as in ConvNeXt and CaiT."""
+
+    def __init__(self, scale: float, blocks: int = 6, width: int = 32) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.first = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(blocks))
+        self.second = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(blocks))
+        self.scales = nn.ParameterList(torch.full((width,), scale) for _ in range(blocks))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = zip(self.norms, self.first, self.second, self.scales, strict=True)
+        for norm, first, second, scale in parts:
+            x = x + scale * second(F.gelu(first(norm(x))))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-6])
+def test_a_layer_scale_is_no_vanishing_gradient(scale):
+    model = LayerScaled(scale)
+    assert diagnose(trace(model, features(), target=classes())).healthy
+    with torch.no_grad():
+        model.second[2].weight.mul_(1e-6)
+        model.second[2].bias.zero_()
+    diagnosis = diagnose(trace(model, features(), target=classes()))
+    assert diagnosis.findings[0].fault == "vanishing_gradients"
+    assert diagnosis.findings[0].where == "first.2"
