@@ -1169,6 +1169,24 @@ def test_another_thread_can_train_meanwhile():
     assert torch.equal(results[0], alone)
 
 
+def test_traces_on_several_threads_disturb_neither_each_other_nor_the_process():
+    import threading
+
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 2)), batch(9, 6)
+    alone, before, results = trace(model, x), snapshot(model), []
+
+    def work():
+        results.extend(trace(model, x).to_json() for _ in range(25))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [alone.to_json()] * 100
+    assert_untouched(before, model)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_numbers_of_the_cpu():
     model, x = InPlace(), batch(4, 3, 8, 8)
