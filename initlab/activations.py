@@ -73,6 +73,7 @@ class Activation:
         kinks: where φ or φ' jumps; the quadrature splits there.
         tails: ``(low, high)``; the activation is saturated where z < low or z > high
             (±inf on a side that does not saturate), or None where it never saturates.
+        arguments: the slope of a leaky relu, α of an ELU, …, which with the name say which it is.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Activation:
     make_module: Callable[[], nn.Module]
     kinks: tuple[float, ...] = ()
     tails: tuple[float, float] | None = None
+    arguments: tuple[float, ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.function(z)
@@ -405,8 +407,10 @@ def _named(
     make_module: Callable[[], nn.Module],
     kinks: tuple[float, ...] = (),
     saturates: Saturates = "none",
+    arguments: tuple[float, ...] = (),
 ) -> Activation:
-    return Activation(name, function, make_module, kinks, _find_tails(function, saturates))
+    tails = _find_tails(function, saturates)
+    return Activation(name, function, make_module, kinks, tails, arguments)
 
 
 def _elementwise(
@@ -424,45 +428,71 @@ def _elementwise(
     return made
 
 
-# Cached, so that equal parameters give the same object and share its cached moments.
+# Cached, so that equal arguments give the same object and share its cached moments.
 
 
 @lru_cache
-def _leaky_relu(slope: float = 0.01) -> Activation:
+def _leaky_relu(slope: float) -> Activation:
     function = partial(F.leaky_relu, negative_slope=slope)
-    return _named("leaky_relu", function, partial(nn.LeakyReLU, slope), (0.0,))
+    module = partial(nn.LeakyReLU, slope)
+    return _named("leaky_relu", function, module, (0.0,), arguments=(slope,))
 
 
 @lru_cache
-def _prelu(slope: float = 0.25) -> Activation:
+def _prelu(slope: float) -> Activation:
     function = partial(F.leaky_relu, negative_slope=slope)
-    return _named("prelu", function, partial(nn.PReLU, init=slope), (0.0,))
+    return _named("prelu", function, partial(nn.PReLU, init=slope), (0.0,), arguments=(slope,))
 
 
 @lru_cache
-def _elu(alpha: float = 1.0) -> Activation:
-    return _named("elu", partial(F.elu, alpha=alpha), partial(nn.ELU, alpha), (0.0,), "low")
+def _elu(alpha: float) -> Activation:
+    function, module = partial(F.elu, alpha=alpha), partial(nn.ELU, alpha)
+    return _named("elu", function, module, (0.0,), "low", (alpha,))
 
 
 @lru_cache
-def _celu(alpha: float = 1.0) -> Activation:
-    return _named("celu", partial(F.celu, alpha=alpha), partial(nn.CELU, alpha), (0.0,), "low")
+def _celu(alpha: float) -> Activation:
+    function, module = partial(F.celu, alpha=alpha), partial(nn.CELU, alpha)
+    return _named("celu", function, module, (0.0,), "low", (alpha,))
 
 
 @lru_cache
-def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
+def _softplus(beta: float, threshold: float) -> Activation:
     function = partial(F.softplus, beta=beta, threshold=threshold)
-    return _named("softplus", function, partial(nn.Softplus, beta, threshold))
+    module = partial(nn.Softplus, beta, threshold)
+    return _named("softplus", function, module, arguments=(beta, threshold))
 
 
 @lru_cache
-def _hardtanh(low: float = -1.0, high: float = 1.0) -> Activation:
-    function = partial(F.hardtanh, min_val=low, max_val=high)
-    return _named("hardtanh", function, partial(nn.Hardtanh, low, high), (low, high), "both")
+def _hardtanh(low: float, high: float) -> Activation:
+    function, module = (
+        partial(F.hardtanh, min_val=low, max_val=high),
+        partial(nn.Hardtanh, low, high),
+    )
+    return _named("hardtanh", function, module, (low, high), "both", (low, high))
 
 
 @lru_cache
-def _gelu(approximate: str = "none") -> Activation:
+def _threshold(threshold: float, value: float) -> Activation:
+    function = partial(F.threshold, threshold=threshold, value=value)
+    module = partial(nn.Threshold, threshold, value)
+    return _named("threshold", function, module, (threshold,), arguments=(threshold, value))
+
+
+@lru_cache
+def _softshrink(lambd: float) -> Activation:
+    function, module = partial(F.softshrink, lambd=lambd), partial(nn.Softshrink, lambd)
+    return _named("softshrink", function, module, (-lambd, lambd), arguments=(lambd,))
+
+
+@lru_cache
+def _hardshrink(lambd: float) -> Activation:
+    function, module = partial(F.hardshrink, lambd=lambd), partial(nn.Hardshrink, lambd)
+    return _named("hardshrink", function, module, (-lambd, lambd), arguments=(lambd,))
+
+
+@lru_cache
+def _gelu(approximate: str) -> Activation:
     name = "gelu" if approximate == "none" else "gelu_tanh"
     function = partial(F.gelu, approximate=approximate)
     return _named(name, function, partial(nn.GELU, approximate))
@@ -484,19 +514,19 @@ def _relu_squared(z: Tensor) -> Tensor:
 _BUILT_IN = (
     _named("identity", lambda z: z * 1, nn.Identity),
     _named("relu", F.relu, nn.ReLU, (0.0,)),
-    _leaky_relu(),
-    _prelu(),
-    _elu(),
+    _leaky_relu(0.01),
+    _prelu(0.25),
+    _elu(1.0),
     _named("selu", F.selu, nn.SELU, (0.0,), "low"),
-    _celu(),
-    _gelu(),
+    _celu(1.0),
+    _gelu("none"),
     _gelu("tanh"),
     _named("silu", F.silu, nn.SiLU),
     _named("mish", F.mish, nn.Mish),
-    _softplus(),
+    _softplus(1.0, 20.0),
     _named("tanh", torch.tanh, nn.Tanh, (), "both"),
     _named("sigmoid", torch.sigmoid, nn.Sigmoid, (), "both"),
-    _hardtanh(),
+    _hardtanh(-1.0, 1.0),
     _named("hardswish", F.hardswish, nn.Hardswish, (-3.0, 3.0)),
     _named("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid, (-3.0, 3.0), "both"),
     _named("relu6", F.relu6, nn.ReLU6, (0.0, 6.0), "high"),
@@ -524,6 +554,9 @@ _FROM_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.CELU: lambda m: _celu(m.alpha),
     nn.Softplus: lambda m: _softplus(float(m.beta), float(m.threshold)),
     nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
+    nn.Threshold: lambda m: _threshold(m.threshold, m.value),
+    nn.Softshrink: lambda m: _softshrink(m.lambd),
+    nn.Hardshrink: lambda m: _hardshrink(m.lambd),
     nn.GELU: lambda m: _gelu(m.approximate),
     Elementwise: lambda m: m.activation,
     **{
@@ -532,6 +565,31 @@ _FROM_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
         if entry.name not in _PARAMETRIC and not isinstance(entry.module(), Elementwise)
     },
 }
+
+_FAMILIES: Mapping[str, Callable[..., Activation]] = {
+    "leaky_relu": _leaky_relu,
+    "rrelu": _leaky_relu,  # with the mean of its random slopes
+    "prelu": _prelu,
+    "elu": _elu,
+    "celu": _celu,
+    "softplus": _softplus,
+    "hardtanh": _hardtanh,
+    "threshold": _threshold,
+    "softshrink": _softshrink,
+    "hardshrink": _hardshrink,
+}
+
+
+def known_activation(name: str, arguments: tuple[float, ...] = ()) -> Activation | None:
+    """The activation of this name, and of these arguments where it takes some; None if unknown.
+
+    >>> known_activation("leaky_relu", (0.2,)).homogeneous
+    (1.0, 0.2)
+    """
+    if arguments and name in _FAMILIES:
+        return _FAMILIES[name](*arguments)
+    return _registry.get(name)
+
 
 _FROM_FUNCTION: dict[object, str] = {
     torch.relu: "relu",

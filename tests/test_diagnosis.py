@@ -409,6 +409,37 @@ def test_a_bias_that_is_added_by_hand_is_found_by_what_reads_it():
     assert not model.b.any()
 
 
+@pytest.mark.parametrize("slope", [0.5, 0.9])
+def test_a_function_with_a_slope_of_its_own_is_redrawn_for_that_slope(slope):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(30))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = F.leaky_relu(layer(x), slope)
+            return x
+
+    model, x = Net(), torch.randn(32, 64)
+    for layer in model.layers:
+        nn.init.normal_(layer.weight, std=0.02)
+    first = diagnose(trace(model, x))
+    assert first.findings[0].fault == "vanishing_activations"
+    exec(first.code, {"model": model})
+    gain = math.sqrt(2 / (1 + slope**2))
+    assert float(model.layers[5].weight.detach().std()) == pytest.approx(gain / 8, rel=0.05)
+    assert diagnose(trace(model, x)).healthy
+
+
+@pytest.mark.parametrize("limits", [(1.0, 3.0), (20.0, 30.0), (0.0, 6.0)])
+def test_an_activation_that_is_flat_at_0_is_no_reason_to_fail(limits):
+    model = nn.Sequential(nn.Linear(32, 64), nn.Hardtanh(*limits), nn.Linear(64, 64), nn.Tanh())
+    nn.init.normal_(model[2].weight, std=1e-5)
+    diagnosis = diagnose(trace(model, torch.randn(32, 32)))
+    exec(diagnosis.code, {"model": model})
+
+
 def test_layers_that_are_right_are_left_alone():
     model = he_mlp()
     model[4].weight.data.mul_(1e4)
@@ -430,3 +461,33 @@ def test_thousands_of_layers_are_diagnosed_in_seconds():
         nn.init.orthogonal_(layer.weight, gain=0.9)
     diagnosis = diagnose(trace(model, torch.randn(4, 8)))
     assert diagnosis.findings[0].fault == "vanishing_activations"
+
+
+class LayerScaled(nn.Module):
+    """Residual branches that begin nearly closed, as in ConvNeXt and CaiT."""
+
+    def __init__(self, scale: float, blocks: int = 6, width: int = 32) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.first = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(blocks))
+        self.second = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(blocks))
+        self.scales = nn.ParameterList(torch.full((width,), scale) for _ in range(blocks))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = zip(self.norms, self.first, self.second, self.scales, strict=True)
+        for norm, first, second, scale in parts:
+            x = x + scale * second(F.gelu(first(norm(x))))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-6])
+def test_a_layer_scale_is_no_vanishing_gradient(scale):
+    model = LayerScaled(scale)
+    assert diagnose(trace(model, features(), target=classes())).healthy
+    with torch.no_grad():
+        model.second[2].weight.mul_(1e-6)
+        model.second[2].bias.zero_()
+    diagnosis = diagnose(trace(model, features(), target=classes()))
+    assert diagnosis.findings[0].fault == "vanishing_gradients"
+    assert diagnosis.findings[0].where == "first.2"

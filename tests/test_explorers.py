@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from initlab import Experiment, SignalExplorer
+from initlab.explorers.finding import finding
 from initlab.explorers.signal import RIGHT_VIEWS
 from initlab.plots import QUANTITIES
 
@@ -331,3 +332,23 @@ def test_a_slider_counts_whole_steps_and_does_not_round_the_value():
     assert explorer.experiment.gain == 1.592537
     number.slider.value = 160  # a key press
     assert explorer.experiment.gain == 1.60
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_one_draw_scatters_is_not_called_exploding_or_vanishing(seed):
+    experiment = Experiment(depth=50, width=32, data="noise", batch_size=32, seed=seed)
+    prediction, traced = experiment.predict(), experiment.run()
+    words = finding(experiment, traced, prediction)
+    last, theory = traced[-1].forward.second_moment, prediction[-1].forward
+    inside = theory.low <= last <= theory.high
+    assert not 0.1 <= last <= 10 or "signal holds" in words
+    assert ("one draw of this width" in words.split("Gradients")[0]) == (
+        inside and not 0.1 <= last <= 10
+    )
+
+
+def test_what_theory_expects_to_vanish_is_no_chance():
+    experiment = Experiment(depth=20, width=32, scheme="xavier_normal", data="noise", batch_size=32)
+    words = finding(experiment, experiment.run(), experiment.predict())
+    assert words.startswith("The signal vanishes")
+    assert "one draw" not in words

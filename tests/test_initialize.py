@@ -306,6 +306,29 @@ def test_a_batch_shows_which_activation_each_layer_reads_or_feeds(mode, found):
     assert report["attention.in_proj_weight"].intended_std == pytest.approx(1 / math.sqrt(8))
 
 
+@pytest.mark.parametrize(
+    ("call", "module"),
+    [
+        (lambda h: F.leaky_relu(h, 0.4), nn.LeakyReLU(0.4)),
+        (lambda h: F.elu(h, alpha=0.3), nn.ELU(0.3)),
+        (lambda h: F.hardtanh(h, -2.0, 2.0), nn.Hardtanh(-2.0, 2.0)),
+        (lambda h: F.threshold(h, 0.2, 0.0), nn.Threshold(0.2, 0.0)),
+        (lambda h: F.prelu(h, torch.tensor([0.7])), nn.PReLU(init=0.7)),
+    ],
+)
+def test_a_batch_shows_the_slope_that_a_function_is_called_with(call, module):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(50, 400), nn.Linear(400, 400)
+
+        def forward(self, x):
+            return self.second(call(self.first(x)))
+
+    report = init_(Net(), "kaiming_normal", batch=torch.randn(3, 50))
+    assert report["second.weight"].intended_std == pytest.approx(gain(module) / 400**0.5, rel=1e-6)
+
+
 def test_looking_at_a_batch_leaves_everything_else_alone():
     model = Mixed()
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()

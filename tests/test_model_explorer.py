@@ -1,6 +1,7 @@
 import copy
 import html
 import threading
+import time
 
 import pytest
 import torch
@@ -436,4 +437,66 @@ def test_a_parameter_out_of_range_is_said(explorer):
     assert "std" in explorer.status
     assert explorer.live.dimmed
     explorer.controls["scheme_params"].value = {"std": 0.1}
+    assert not explorer.live.dimmed
+
+
+class Slow(nn.Module):
+    """Sleeps in forward, as a large model computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(20))
+        self.pause = 0.06
+
+    def forward(self, x):
+        for layer in self.layers:
+            time.sleep(self.pause)
+            x = torch.relu(layer(x))
+        return x
+
+
+def is_idle(explorer: ModelExplorer) -> bool:
+    return explorer._worker is None
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_model_that_takes_long_leaves_the_controls_alone_and_can_be_stopped():
+    model, x = Slow(), torch.randn(8, 16)
+    explorer = ModelExplorer(model, x)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    start = time.monotonic()
+    explorer.controls["scheme"].value = "kaiming_normal"
+    assert time.monotonic() - start < 0.5
+    wait_for(lambda: explorer.live.dimmed)
+    assert explorer._stop.layout.display is None
+    explorer._stop.click()
+    wait_for(lambda: is_idle(explorer), 5)
+    assert explorer.status.startswith("Stopped")
+    assert explorer.live.dimmed
+    assert explorer._stop.layout.display == "none"
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    model.pause = 0.0
+    explorer.controls["seed"].value = 3
+    wait_for(lambda: is_idle(explorer))
+    assert explorer.status.startswith("A copy with kaiming_normal")
+    assert not explorer.live.dimmed
+
+
+def test_of_what_is_asked_while_a_model_runs_the_newest_is_done():
+    model = Slow()
+    explorer = ModelExplorer(model, torch.randn(8, 16))
+    for seed in range(1, 6):
+        explorer.controls["seed"].value = seed
+        explorer.controls["scheme"].value = "kaiming_normal" if seed % 2 else "xavier_normal"
+    wait_for(lambda: is_idle(explorer))
+    assert explorer.status.startswith("A copy with kaiming_normal")
+    assert "seed=5" in explorer.code()
     assert not explorer.live.dimmed

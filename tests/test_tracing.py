@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from taps import SEED, Tapped, agree, batch, check
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -682,6 +680,82 @@ def test_a_dead_unit_of_a_convolution_is_a_channel():
     assert trace(sequence, batch(4, 4, 6))["1"].dead_fraction == 0.25
 
 
+def test_one_image_without_a_batch_dimension_is_a_batch_of_one():
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.MaxPool2d(2), nn.Tanh()
+    )
+    with torch.no_grad():
+        model[0].bias[:2] = -100.0
+    image = batch(4, 9, 11)
+    alone, of_one = (trace(model, x, geometry=True) for x in (image, image[None]))
+    assert alone["1"].dead_fraction == 0.25
+    assert "one sample" in alone["input"].note
+    for one, other in zip(alone, of_one, strict=True):
+        assert one.dead_fraction == other.dead_fraction
+        assert one.units == other.units
+        assert one.effective_rank == pytest.approx(other.effective_rank)
+        assert one.forward.across_samples_var == other.forward.across_samples_var == 0
+        assert one.forward.across_units_var == pytest.approx(other.forward.across_units_var)
+    assert trace(nn.Sequential(nn.Linear(4, 4)), batch(4))["0"].forward.across_samples_var == 0
+
+
+class Turned(nn.Module):
+    """Channels are normalized where they lie last, as wav2vec2 does, and split in halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 6, 3), nn.LayerNorm(6)
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.conv(x).transpose(1, 2)).transpose(1, 2))
+        left, right = h.chunk(2, dim=1)
+        return torch.cat([torch.relu(left), torch.relu(right)], 1).transpose(1, 2).relu()
+
+
+def test_units_stay_the_channels_wherever_a_view_takes_them():
+    model = Turned()
+    with torch.no_grad():
+        model.norm.bias[:3] = -50.0
+    sites = trace(model, batch(4, 2, 11)).select(kind="activation")
+    assert [(s.units, s.dead_fraction) for s in sites] == [(6, 0.5), (3, 1.0), (3, 0.0), (6, 0.5)]
+
+
+CALLS = (
+    (lambda h: F.leaky_relu(h, 0.3), nn.LeakyReLU(0.3)),
+    (lambda h: F.elu(h, 0.5), nn.ELU(0.5)),
+    (lambda h: torch.celu(h, alpha=2.0), nn.CELU(2.0)),
+    (lambda h: F.softplus(h, beta=3.0), nn.Softplus(3.0)),
+    (lambda h: F.hardtanh(h, -2.0, 1.0), nn.Hardtanh(-2.0, 1.0)),
+    (lambda h: F.threshold(h, 0.1, 20.0), nn.Threshold(0.1, 20.0)),
+    (lambda h: F.softshrink(h, 0.2), nn.Softshrink(0.2)),
+    (lambda h: F.hardshrink(h, 0.3), nn.Hardshrink(0.3)),
+    (lambda h: F.prelu(h, torch.tensor([0.75])), nn.PReLU(init=0.75)),
+    (lambda h: F.gelu(h, approximate="tanh"), nn.GELU("tanh")),
+)
+
+
+class Calls(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.fc, self.call = nn.Linear(6, 6), call
+
+    def forward(self, x):
+        return self.call(self.fc(x))
+
+
+@pytest.mark.parametrize(("call", "module"), CALLS)
+def test_a_site_knows_its_activation_as_it_was_called(call, module):
+    traced = trace(Calls(call), batch(5, 6))
+    (site,) = traced.select(kind="activation")
+    (of_module,) = trace(nn.Sequential(nn.Linear(6, 6), module), batch(5, 6)).select(
+        kind="activation"
+    )
+    assert site.activation is of_module.activation is activation(module)
+    assert Trace.from_json(traced.to_json())[site.name].activation is site.activation
+    z = batch(50, seed=3)
+    assert torch.equal(site.activation(z), module(z))
+
+
 def test_the_slope_of_a_leaky_relu_is_honoured():
     model = nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.0), nn.LeakyReLU(0.2), nn.ELU(0.5))
     with torch.no_grad():
@@ -1064,80 +1138,6 @@ def test_no_activation_outlives_a_trace():
     assert traced["fc"].reached
 
 
-LAYERS = st.sampled_from(
-    ["linear", "relu", "relu_", "tanh", "norm", "drop", "weight_norm", "shared", "residual"]
-)
-
-
-class Drawn(nn.Module):
-    """A random small model that may raise after any of its layers."""
-
-    def __init__(self, plan, fail_at, where):
-        super().__init__()
-        shared = nn.Linear(5, 5)
-        make = {
-            "linear": lambda: nn.Linear(5, 5),
-            "relu": nn.ReLU,
-            "relu_": lambda: nn.ReLU(inplace=True),
-            "tanh": nn.Tanh,
-            "norm": lambda: nn.BatchNorm1d(5),
-            "drop": lambda: nn.Dropout(0.5),
-            "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(5, 5)),
-            "shared": lambda: shared,
-            "residual": lambda: nn.Sequential(nn.Linear(5, 5), nn.GELU()),
-        }
-        self.plan, self.fail_at, self.where = plan, fail_at, where
-        self.layers = nn.ModuleList(make[kind]() for kind in plan)
-
-    def forward(self, x):
-        x = x * 1
-        for index, (kind, layer) in enumerate(zip(self.plan, self.layers, strict=True)):
-            x = x + layer(x) if kind == "residual" else layer(x)
-            if index == self.fail_at and self.where == "forward":
-                raise RuntimeError("drawn")
-            if index == self.fail_at and self.where == "backward":
-                x = Explode.apply(x)
-        return x
-
-
-@given(
-    plan=st.lists(LAYERS, min_size=1, max_size=6),
-    fail_at=st.integers(0, 7),
-    where=st.sampled_from(["forward", "backward"]),
-    training=st.booleans(),
-    some_grads=st.booleans(),
-    frozen=st.booleans(),
-    options=st.sampled_from([{}, {"backward": False}, {"statistics": "moments"},
-                             {"target": torch.zeros(4, dtype=torch.long)}, {"histogram": True}]),
-)  # fmt: skip
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_changes_for_random_models(
-    plan, fail_at, where, training, some_grads, frozen, options
-):
-    model = Drawn(plan, fail_at, where).train(training)
-    for index, parameter in enumerate(model.parameters()):
-        if some_grads and index % 2:
-            parameter.grad = torch.ones_like(parameter)
-        if frozen and index % 3 == 0:
-            parameter.requires_grad_(False)
-    x = batch(4, 5)
-    kept = x.clone()
-    before = snapshot(model)
-    state = pickle.dumps(model.state_dict())
-    try:
-        traced = trace(model, x, **options)
-    except RuntimeError:  # drawn, or autograd's own: relu_ may overwrite what relu has saved
-        pass
-    else:
-        assert len(set(traced.names)) == len(traced)
-        assert traced.names[0] == "input"
-        assert traced.names[-1] == "output"
-    assert_untouched(before, model)
-    assert pickle.dumps(model.state_dict()) == state
-    assert torch.equal(x, kept)
-    copy.deepcopy(model)
-
-
 def test_ten_thousand_layers_trace():
     layers = [layer for _ in range(10_000) for layer in (nn.Linear(8, 8), nn.Tanh())]
     traced = trace(nn.Sequential(*layers), batch(4, 8), statistics="moments")
@@ -1167,6 +1167,24 @@ def test_another_thread_can_train_meanwhile():
         assert trace(Functional(), batch(9, 6)).names == expected
     thread.join()
     assert torch.equal(results[0], alone)
+
+
+def test_traces_on_several_threads_disturb_neither_each_other_nor_the_process():
+    import threading
+
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 2)), batch(9, 6)
+    alone, before, results = trace(model, x), snapshot(model), []
+
+    def work():
+        results.extend(trace(model, x).to_json() for _ in range(25))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [alone.to_json()] * 100
+    assert_untouched(before, model)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

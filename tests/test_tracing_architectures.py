@@ -36,12 +36,18 @@ LANGUAGE = {
     "LlamaForCausalLM": {**TEXT, "num_key_value_heads": 2},
     "MixtralForCausalLM": {**TEXT, "num_key_value_heads": 2, "num_local_experts": 3},
     "MambaForCausalLM": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 99},
+    "GPTNeoXForCausalLM": TEXT,
+    "AlbertForMaskedLM": {**TEXT, "embedding_size": 16},
+    "FNetForMaskedLM": {**TEXT, "tpu_short_seq_length": 12},
     "T5ForConditionalGeneration": {**T5, "decoder_start_token_id": 0},
 }
 VISION = {
     "ViTForImageClassification": {**SIZES, **IMAGES},
     "ResNetForImageClassification": {
         "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
+    },
+    "ConvNextForImageClassification": {
+        "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32,
     },
     "SwinModel": {
         "image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1],
@@ -73,8 +79,10 @@ def hooked(model: nn.Module, batch: dict, pick) -> tuple[dict[str, Tensor], dict
         def hook(module, args, output):
             calls[name] = calls.get(name, 0) + 1
             key = name if calls[name] == 1 else f"{name}[{calls[name]}]"
+            output = output.clone()  # no view, so that writing to it later leaves the hook in force
             outputs[key] = output.detach().clone()
             output.register_hook(lambda gradient: gradients.__setitem__(key, gradient.clone()))
+            return output
 
         return hook
 

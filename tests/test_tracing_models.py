@@ -678,3 +678,70 @@ def test_an_interrupted_forward_pass_leaves_no_hook_and_no_changed_mode():
     assert model.training
     assert torch.is_grad_enabled()
     assert trace(small(), batch(4, 6))["1"].reached
+
+
+# ---------------------------------------------------------------- found by random models
+
+
+class OverwrittenSequence(Tapped):
+    """A linear map of a sequence is a view of a matrix that only torch sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.tap("act", self.act(self.tap("first", self.first(x))))
+        return self.tap("last", self.last(h))
+
+
+def test_an_activation_in_place_after_a_linear_map_of_a_sequence():
+    assert check(OverwrittenSequence(), batch(3, 4, 6))["first"].reached
+
+
+def test_a_view_that_is_overwritten_says_that_its_gradient_is_not_measured():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(12, 2))
+    traced = trace(model, batch(5, 2, 6))
+    assert traced["0"].reached
+    assert traced["1"].backward is None
+    assert "written to in place" in traced["1"].note
+
+
+class OverwritesItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = torch.sigmoid(x)
+        h.mul_(2).sub_(1)
+        return self.fc(h)
+
+
+class OverwritesAPartOfIt(OverwritesItsInput):
+    def forward(self, x):
+        left, right = x.chunk(2, -1)
+        left.mul_(2)
+        return self.fc(torch.cat([left, right], -1))
+
+
+@pytest.mark.parametrize("kind", [OverwritesItsInput, OverwritesAPartOfIt])
+def test_a_model_may_overwrite_what_only_the_gradient_of_its_input_needs(kind):
+    traced = trace(kind(), batch(5, 6))
+    assert traced["fc"].reached
+    assert traced["fc"].weight_grad is not None
+    assert traced["input"].backward is None
+    assert "overwrites" in traced["input"].note
+
+
+@pytest.mark.parametrize("inside", [lambda h: h * 2, nn.Identity(), nn.Flatten(0, 1)])
+def test_a_reentrant_checkpoint_without_any_layer(inside):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.inside = nn.Linear(6, 2), inside
+
+        def forward(self, x):
+            return checkpoint(self.inside, self.fc(x), use_reentrant=True)
+
+    assert trace(Model(), batch(3, 4, 6))["fc"].reached

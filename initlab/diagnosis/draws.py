@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from initlab.activations import Activation
+from initlab.activations import ACTIVATIONS, Activation
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ def draw_after(phi: Activation | None) -> Draw:
     if phi is None or phi.name == "identity":
         return PLAIN
     moments = phi.moments(1.0)
+    if not moments.variance > 0:  # constant: no weights make it pass a signal
+        return PLAIN
     centred = moments.mean**2 > moments.second_moment / 2
-    if phi.tails is not None and all(map(math.isfinite, phi.tails)):
-        gain = 1 / math.sqrt(phi.moments(0.0).derivative_second_moment)
-        return Draw("lecun_normal", gain, centred=centred)
+    slope = phi.moments(0.0).derivative_second_moment
+    if phi.tails is not None and all(map(math.isfinite, phi.tails)) and slope > 0:
+        return Draw("lecun_normal", 1 / math.sqrt(slope), centred=centred)
     if centred:
         return Draw("lecun_normal", 1 / math.sqrt(moments.variance), centred=True)
-    return Draw("kaiming_normal", 1 / math.sqrt(moments.second_moment), phi.name)
+    has_name = ACTIVATIONS.get(phi.name) is phi  # a slope of one's own has none
+    gain = 1 / math.sqrt(moments.second_moment)
+    return Draw("kaiming_normal", gain, phi.name if has_name else None)
 
 
 def right_gains(phi: Activation | None) -> tuple[float, float]:

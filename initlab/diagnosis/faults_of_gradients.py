@@ -20,8 +20,8 @@ from initlab.tracing import Site
 class _Pull:
     """What of the gradient reaches a layer, relative to the last layer; None where unknown.
 
-    ``arriving`` is the ratio of the sums of all squares of ∂L/∂h, ``step`` that of the mean squares
-    of ∂L/∂W over W.
+    ``arriving`` is the ratio of the sums of all squares of ∂L/∂h, as if the residual branches that
+    the layer is in were open; ``step`` that of the mean squares of ∂L/∂W over W.
     """
 
     layer: Site
@@ -45,8 +45,13 @@ def _pulls(flow: Flow) -> list[_Pull]:
             continue
         step = _relative_step(layer, head)
         pulls.append(
-            _Pull(layer, arriving / reference, step, *flow.chance_between(layer, head))
-        )  # fmt: skip
+            _Pull(
+                layer,
+                arriving / reference / flow.opening[layer.name],
+                step,
+                *flow.chance_between(layer, head),
+            )
+        )
     return pulls
 
 

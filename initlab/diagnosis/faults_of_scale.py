@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
-from initlab.activations import ACTIVATIONS
 from initlab.diagnosis.findings import Finding, figure, joined
 from initlab.diagnosis.flow import (
     CENTRES,
@@ -194,9 +193,8 @@ def _before_head(flow: Flow) -> Site | None:
 
 def _is_bounded(site: Site) -> bool:
     """Whether nothing large comes out, however large what goes in."""
-    phi = ACTIVATIONS.get(site.op)
-    bounded = phi is not None and phi.tails is not None and all(map(math.isfinite, phi.tails))
-    return site.kind == "activation" and bounded
+    phi = site.activation
+    return phi is not None and phi.tails is not None and all(map(math.isfinite, phi.tails))
 
 
 def _explosion(flow: Flow, site: Site) -> Finding:

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import torch
 
-from initlab.activations import ACTIVATIONS, SATURATED_SLOPE
+from initlab.activations import ACTIVATIONS, SATURATED_SLOPE, Activation
 from initlab.diagnosis.findings import Finding, figure, joined
 from initlab.diagnosis.flow import (
     CENTRES,
@@ -94,7 +94,7 @@ def dead_units(flow: Flow) -> Iterator[Finding]:
         if not _is_dead(flow, site):
             continue
         saturated = site.saturated_fraction or 0
-        if saturated > _saturation_limit(site.op):
+        if saturated > _saturation_limit(site.activation):
             continue  # so far out in a tail that float has no slope left
         normal = _inactive_by_chance(flow, site)
         dead = [s for s in flow.sites if _is_dead(flow, s)]
@@ -116,7 +116,7 @@ def _is_dead(flow: Flow, site: Site) -> bool:
     dead = site.dead_fraction
     if dead is None or dead <= 0.5 or not is_clean(site):
         return False
-    normal = 0.5 if _is_flat_below(site.op) else 0.0
+    normal = 0.5 if _is_flat_below(site.activation) else 0.0
     by_chance = CHANCE * math.sqrt(normal * (1 - normal) / width(site))
     return dead == 1 or dead > max((1 + normal) / 2, normal + by_chance)
 
@@ -124,7 +124,7 @@ def _is_dead(flow: Flow, site: Site) -> bool:
 def _inactive_by_chance(flow: Flow, site: Site) -> float:
     """The share of units that mean-field theory expects at slope 0 on this batch."""
     sources = flow.sources(site)
-    if not _is_flat_below(site.op) or not sources:
+    if not _is_flat_below(site.activation) or not sources:
         return 0.0
     apart = shared(sources[0].forward)
     if flow.samples < 2 or apart is None:
@@ -134,9 +134,8 @@ def _inactive_by_chance(flow: Flow, site: Site) -> float:
 
 
 @lru_cache(maxsize=256)
-def _is_flat_below(op: str) -> bool:
+def _is_flat_below(phi: Activation | None) -> bool:
     """Whether a unit far on the negative side has no slope: relu, gelu, sigmoid, …"""
-    phi = ACTIVATIONS.get(op)
     if phi is None:
         return False
     far = torch.tensor([-40.0], dtype=torch.float64)
@@ -155,7 +154,7 @@ def saturation(flow: Flow) -> Iterator[Finding]:
                 f"pre-activations are half saturated from {_saturated_square():.2f} on{others}"
             )
         else:
-            limit = _saturation_limit(site.op)
+            limit = _saturation_limit(site.activation)
             evidence = (
                 f"{site.saturated_fraction:.0%} of {site.name} lies in the tails of {site.op}, "
                 f"where its slope is below 5 % (limit: {limit:.0%}){others}"
@@ -172,19 +171,19 @@ def _is_saturated(site: Site) -> bool:
     if site.op in _BOUNDED_RECURRENT:
         return site.forward.second_moment > _saturated_square()
     share = site.saturated_fraction
-    return share is not None and share > _saturation_limit(site.op)
+    return share is not None and share > _saturation_limit(site.activation)
 
 
-def _saturation_limit(op: str) -> float:
+def _saturation_limit(phi: Activation | None) -> float:
     """Half of what is unsaturated under N(0, 1) may be lost.
 
-    >>> round(_saturation_limit("tanh"), 3), round(_saturation_limit("hardtanh"), 3)
-    (0.515, 0.659)
+    >>> [round(_saturation_limit(ACTIVATIONS[name]), 3) for name in ("tanh", "hardtanh")]
+    [0.515, 0.659]
     """
-    phi = ACTIVATIONS.get(op)
     if phi is None or phi.tails is None:
         return 0.5
-    normal = sum(math.erfc(abs(tail) / math.sqrt(2)) / 2 for tail in phi.tails)
+    low, high = phi.tails
+    normal = NormalDist().cdf(low) + 1 - NormalDist().cdf(high)
     return (1 + normal) / 2
 
 
@@ -197,7 +196,7 @@ def _saturated_square() -> float:
     """
     tanh = ACTIVATIONS["tanh"]
     assert tanh.tails is not None
-    inside = NormalDist().inv_cdf(1 - _saturation_limit("tanh") / 2)
+    inside = NormalDist().inv_cdf(1 - _saturation_limit(tanh) / 2)
     return tanh.moments((tanh.tails[1] / inside) ** 2).second_moment
 
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from initlab.activations import ACTIVATIONS, Activation
+from initlab.activations import Activation
 from initlab.diagnosis.draws import LOGITS, PLAIN, Draw, draw_after, right_gains
 from initlab.theory import relu_length_law
 from initlab.tracing import Site, Stats, Trace
@@ -209,7 +209,7 @@ class Flow:
             site = next(iter(self.sources(site)), None)
         if site is None or site.kind != "activation":
             return None
-        return ACTIVATIONS.get(site.op)
+        return site.activation
 
     def branch_end(self, add: Site) -> Site | None:
         """The last layer of the residual branch that an addition closes."""
@@ -249,6 +249,27 @@ class Flow:
             return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
 
         return self.always_meets(kept_alive)
+
+    @cached_property
+    def opening(self) -> dict[str, float]:
+        """By name, how far the residual branches around a site are open to the gradient.
+
+        The share of the sum of squares at a residual sum that arrives at what it adds. It is 1
+        unless something between them scales the branch down, as the 10⁻⁶ of a layer scale
+        (Touvron et al. 2021); its own gradient is not small, so that it opens by itself, as a
+        scale of 0 does.
+        """
+        found: dict[str, float] = {}
+        for site in reversed(self.sites):
+            ways = [found[user.name] * self._share(site, user) for user in self.users(site)]
+            found[site.name] = max(ways) if ways and self.in_branch[site.name] else 1.0
+        return found
+
+    def _share(self, site: Site, user: Site) -> float:
+        own, summed = total(site.backward), total(user.backward)
+        if user.kind != "add" or not own or not summed or not math.isfinite(own / summed):
+            return 1.0
+        return min(own / summed, 1.0)
 
     @cached_property
     def reads_input(self) -> dict[str, bool]:
@@ -459,19 +480,14 @@ def looks_up(site: Site) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _value_at_zero(name: str) -> float:
-    phi = ACTIVATIONS.get(name)
-    return 0.0 if phi is None else float(phi.function(torch.zeros(1, dtype=torch.float64)))
+def _value_at_zero(phi: Activation) -> float:
+    return float(phi.function(torch.zeros(1, dtype=torch.float64)))
 
 
 def _is_zero_at_zero(site: Site) -> bool:
-    return site.kind != "activation" or _value_at_zero(site.op) == 0
+    return site.activation is None or _value_at_zero(site.activation) == 0
 
 
 def width(site: Site) -> int:
     """The units, or channels, of a site."""
-    if not site.shape:
-        return 1
-    images = len(site.shape) > 3
-    channels_first = images or (site.op.startswith("conv") and len(site.shape) == 3)
-    return max(site.shape[1] if channels_first else site.shape[-1], 1)
+    return site.units or 1

@@ -11,6 +11,8 @@ from typing import Any
 
 import ipywidgets as widgets
 import torch
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, nn
 
 from initlab.live import LiveFigure
 
@@ -18,8 +20,9 @@ from initlab.live import LiveFigure
 class Explorer(widgets.VBox):
     """A picture that follows its controls; widgets' changes may come on any thread.
 
-    Of changes that wait for the lock only the newest is carried out. An error goes to the status
-    line in words, and the stale picture is dimmed.
+    Of changes that wait for the lock only the newest is carried out. What takes long runs on a
+    thread of its own (``_later``), under a dimmed picture and a Stop button. An error goes to the
+    status line in words, and the stale picture is dimmed.
 
     Attributes:
         controls: name → widget with a ``value``.
@@ -36,6 +39,14 @@ class Explorer(widgets.VBox):
         self._text = ""
         self._status = widgets.HTML(layout=widgets.Layout(min_height=status_height, margin="0 6px"))
         self._status.add_class("initlab-status")
+        self._guard = threading.Lock()  # of the two below
+        self._worker: threading.Thread | None = None
+        self._waiting: Callable[[], None] | None = None
+        self._stopped = threading.Event()
+        self._stop = button("Stop", "give up what is being computed", self._stopped.set, "72px")
+        self._stop.layout.flex = "0 0 72px"
+        self._stop.button_style = "warning"
+        self._stop.layout.display = "none"
         self.controls: dict[str, Any] = {}
         self.timing: dict[str, float] = {}
         super().__init__()
@@ -91,6 +102,37 @@ class Explorer(widgets.VBox):
         with self._lock:
             yield mine == self._newest
 
+    # ------------------------------------------------------------ what takes long
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do this on another thread; of what waits while that is busy, the newest is done."""
+        with self._guard:
+            self._waiting = work
+            if self._worker is None:
+                self._stop.layout.display = None
+                self._worker = threading.Thread(target=self._work, daemon=True)
+                self._worker.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._guard:
+                work, self._waiting = self._waiting, None
+                if work is None:
+                    self._worker = None
+                    self._stop.layout.display = "none"
+                    return
+            self._stopped.clear()
+            self.live.dimmed = True
+            with self._lock, _stopping_at(self._stopped):
+                try:
+                    work()
+                except Stopped:
+                    self._give_up()
+
+    def _give_up(self) -> None:
+        """Say that the picture is not what the controls ask for."""
+        self._fail("Stopped. The picture is of before; change a control to go on.")
+
     # ------------------------------------------------------------ in words
 
     def _say(self, text: str) -> None:
@@ -102,6 +144,38 @@ class Explorer(widgets.VBox):
         self._text = text
         self._status.value = sentence(f"⚠ {text}", role="alert")
         self.live.dimmed = True
+
+
+class Stopped(BaseException):
+    """Somebody has pressed Stop; no ``except Exception`` on the way takes it for an error."""
+
+
+@contextmanager
+def _stopping_at(event: threading.Event) -> Iterator[None]:
+    """Raise Stopped on this thread where a module is called, or its gradient arrives, once set.
+
+    Nowhere else: what a trace puts back afterwards is put back whole.
+    """
+    thread = threading.get_ident()
+
+    def check(*_: Any) -> None:
+        if event.is_set() and threading.get_ident() == thread:
+            raise Stopped
+
+    def watch(module: nn.Module, args: Any, output: Any) -> None:
+        check()
+        if isinstance(output, Tensor) and output.grad_fn and threading.get_ident() == thread:
+            output.register_hook(check)
+
+    handles = [
+        module_hooks.register_module_forward_pre_hook(check),
+        module_hooks.register_module_forward_hook(watch),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def sentence(text: str, role: str = "note") -> str:

@@ -31,6 +31,7 @@ from initlab.tracing import Trace, trace
 AS_IS = "as it is"
 REMEDY = "the remedy"
 _NOTICEABLE = 150.0  # milliseconds
+_LONG = 1000.0  # from here on a kernel that computes is missed: it is left free
 
 
 class ModelExplorer(Explorer):
@@ -82,10 +83,12 @@ class ModelExplorer(Explorer):
         self._tried: Change | None = None
         self._trial: tuple[Seen, Diagnosis] | None = None
         self._warned: list[str] = []
+        start = time.perf_counter()
         self._was = self._look(AS_IS, model)
+        took = 1e3 * (time.perf_counter() - start)
         self._batch = batch_of(model, inputs, model_kwargs or {})
         super().__init__(status_height="44px")
-        self.timing = {"compute": 0.0}
+        self.timing = {"compute": took}
         self._picture = ModelPicture()
         self.figure = self._picture.figure
         self.live = LiveFigure(self.figure)
@@ -121,21 +124,21 @@ class ModelExplorer(Explorer):
     def _arrange(self) -> list[widgets.Widget]:
         row = widgets.Layout(flex_flow="row wrap", width="100%")
         main = [self.controls[name] for name in ("scheme", "seed", "quantity", "right")]
+        self._status.layout.flex = "1 1 0"
+        said = widgets.HBox([self._status, self._stop])  # Stop stands beside "Computing …"
         beside = widgets.VBox(
-            [self.live, self._status], layout=widgets.Layout(flex="1 1 520px", min_width="0")
+            [self.live, said], layout=widgets.Layout(flex="1 1 520px", min_width="0")
         )
-        self._apply = button(
-            "Apply", "write what is tried to your model", self._apply_pressed, "104px"
+        self._apply = self._button(
+            "Apply", "write what is tried to your model", self._apply_pressed
         )
         buttons = [
             self._apply,
             button(
                 "Resample", "draw what is tried anew, with the next seed", self.resample, "104px"
             ),
-            button("Look again", "trace your model as it is now", self.look_again, "104px"),
-            button(
-                "Reset", "return to your model as it is, and the first view", self.reset, "104px"
-            ),
+            self._button("Look again", "trace your model as it is now", self.look_again),
+            self._button("Reset", "return to your model as it is, and the first view", self.reset),
         ]
         self._folds = [
             fold("diagnosis and remedy", self._report),
@@ -152,6 +155,9 @@ class ModelExplorer(Explorer):
             widgets.HBox(buttons),
             *self._folds,
         ]
+
+    def _button(self, text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
+        return button(text, tooltip, lambda: self._react(action), "104px")
 
     def _observe(self) -> None:
         for control in self.controls.values():
@@ -268,6 +274,13 @@ class ModelExplorer(Explorer):
 
     # ------------------------------------------------------------ reacting
 
+    def _react(self, action: Callable[[], None]) -> None:
+        """Do what a control asks for; where the model takes long, without holding up the others."""
+        if self._worker is not None or self.timing["compute"] > _LONG:
+            self._later(action)
+        else:
+            action()
+
     def _apply_pressed(self) -> None:
         try:
             self.apply_()
@@ -275,8 +288,10 @@ class ModelExplorer(Explorer):
             self._fail(str(error))
 
     def _changed(self) -> None:
-        if self._is_writing:
-            return
+        if not self._is_writing:
+            self._react(self._follow)
+
+    def _follow(self) -> None:
         with self._in_turn() as newest:
             if newest:
                 self._update()

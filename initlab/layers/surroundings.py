@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from initlab.activations import ACTIVATIONS, Activation
+from initlab.activations import Activation
 from initlab.activations import activation as resolve_activation
 from initlab.errors import unknown_name
 from initlab.layers.slots import is_layer
@@ -206,9 +206,9 @@ class _Graph:
         return "identity"
 
     def _activation(self, site: Site) -> Found:
-        """The module, which knows its slope; of a function call, the activation of its name."""
+        """The module; of a function call, the activation that it computed."""
         module = self.model.get_submodule(site.module)
-        return module if _is_activation(module) else ACTIVATIONS.get(site.op, "identity")
+        return module if _is_activation(module) else site.activation or "identity"
 
     def branches(self) -> Iterator[Branch]:
         """What each residual sum adds to its shortcut: the layers between the fork and the sum."""

@@ -41,7 +41,10 @@ one sample. Variances are population variances: divided by N, not N − 1.
 
 **What cannot be measured** says so in ``note``: complex, sparse, quantized and nested tensors,
 those inside functorch transforms, what TorchScript has compiled (its output is measured), and
-gradients of what ran under ``no_grad``. What lies around them is measured as usual.
+gradients of what ran under ``no_grad``, of views whose memory is written to in place, and of inputs
+where the model overwrites what these gradients need. What lies around them is measured as usual.
+Where a layer takes its input for one sample without a batch dimension (an image of C × H × W), the
+numbers are those of a batch of one.
 
 L is the loss where a target is given, the output itself where it is a scalar, and otherwise the
 inner product of the output with a random cotangent of unit variance, so that gradients are relative

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -116,6 +116,13 @@ def why_opaque(tensor: Tensor) -> str | None:
 def unmeasured(tensor: Tensor) -> Stats:
     """What is reported of a tensor that cannot be measured: its size, and nan."""
     return Stats(_NAN, _NAN, _NAN, None, None, None, 0, tensor.numel())
+
+
+def of_one_sample(stats: Stats) -> Stats:
+    """What they are where the whole tensor is one sample: nothing varies from sample to sample."""
+    nothing = 0.0 * stats.second_moment
+    spread = stats.var if stats.numel > 1 else nothing
+    return replace(stats, across_samples_var=nothing, across_units_var=spread)
 
 
 class Meter:

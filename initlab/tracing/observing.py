@@ -8,6 +8,7 @@ parameter it is or was computed from. Nothing keeps a tensor alive.
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from initlab.tracing.measuring import (
     Stats,
     geometry,
     histogram,
+    of_one_sample,
     unmeasured,
     why_opaque,
 )
@@ -42,7 +44,7 @@ from initlab.tracing.operations import (
     argument,
     tensors_in,
 )
-from initlab.tracing.preserving import Preserved
+from initlab.tracing.preserving import Preserved, is_wrapped
 from initlab.tracing.units import UnitMeter
 
 RESERVED = ("input", "output")
@@ -76,13 +78,14 @@ class Record:
     cosine: float | None = None
     effective_rank: float | None = None
     note: str | None = None
+    arguments: tuple[float, ...] = ()
 
     def __init__(self, kind: Kind, op: str, module: str, depth: int) -> None:
         self.kind: Kind = kind
         self.op = op
         self.module = module
         self.depth = depth
-        self.channels_first = False
+        self.unit_axis = -1
 
     def receive_forward(self, stats: Stats, zeros: float | None) -> None:
         self.forward, self.zero_fraction = stats, zeros
@@ -101,12 +104,13 @@ class Record:
 
 
 class _Origin(NamedTuple):
-    """Where a tensor comes from."""
+    """Where a tensor comes from, and in which of its dimensions, from the last, its units lie."""
 
     tensor: weakref.ref[Tensor]
     record: Record | None
     dependent: bool
     parameter: Tensor | None
+    unit_axis: int = -1
 
 
 _OUT_OF_SIGHT = _Origin(weakref.ref(torch.empty(0)), None, True, None)
@@ -151,6 +155,8 @@ class Observer(TorchFunctionMode):
         self._batch_dim = batch_dim
         self._meter = Meter(moments_only=wanted.moments_only)
         self._unit_meter = UnitMeter()
+        self._input_ndim = 0
+        self._is_one_sample = False
         self._depth = 0
         self._muted = 0
         self._names: dict[str, int] = {}
@@ -159,6 +165,8 @@ class Observer(TorchFunctionMode):
         self._frames = [_Frame("", None, "plain", 0)]
         self._handles: list[Any] = []
         self._users: dict[int, list[Record]] = {}
+        self._views: dict[int, list[tuple[weakref.ref[Tensor], Record]]] = {}
+        self._lost: list[Record] = []
         self._known: dict[int, tuple[nn.Module, str, str]] = {}
         self._thread = get_ident()
         self._handlers = {
@@ -262,6 +270,7 @@ class Observer(TorchFunctionMode):
         operation = Operation("activation", title)
         record = self._add(tensor, operation, frame.path, (args, {}), module=frame.path)
         if phi is not None and frame.z is not None:
+            record.arguments = phi.arguments
             self._measure_units(frame.z, phi, record)
 
     def _describe_attention(self, record: Record, weight: Tensor | None) -> None:
@@ -299,6 +308,8 @@ class Observer(TorchFunctionMode):
         if writes or "out" in call[1]:
             for tensor in tensors_in(call):
                 self._state.before_write(tensor)
+                if self._views:
+                    self._lose_gradient(tensor)
 
     def _see_activation(self, operation: Operation, func: Any, call: Call) -> Any:
         z = next(tensors_in(call), None)
@@ -312,8 +323,9 @@ class Observer(TorchFunctionMode):
         assert origin is not None
         name, phi = named
         record = self._new_record("activation", name, self._frames[-1].path)
-        record.channels_first = origin.record is not None and origin.record.channels_first
+        record.unit_axis = origin.unit_axis
         if phi is not None:
+            record.arguments = phi.arguments
             self._measure_units(z, phi, record)
         result = func(*call[0], **call[1])
         if not isinstance(result, Tensor):
@@ -420,15 +432,18 @@ class Observer(TorchFunctionMode):
     def see_input(self, tensor: Tensor, name: str) -> None:
         """The site of one input tensor."""
         record = self._new_record("input", "input", "")
-        record.channels_first = tensor.ndim > 3
+        if tensor.ndim > 3:  # images
+            record.unit_axis = 1 - tensor.ndim
+        if not self.records:
+            self._input_ndim = tensor.ndim
         self._complete(record, tensor, name, ((), {}), dependent=True)
 
     def see_output(self, tensor: Tensor) -> None:
         """The site of the model's output."""
         origin = self._origin(tensor)
         record = self._new_record("output", "output", "")
-        if origin is not None and origin.record is not None:
-            record.channels_first = origin.record.channels_first
+        if origin is not None:
+            record.unit_axis = origin.unit_axis
         self._complete(record, tensor, "output", ((tensor,), {}))
 
     def _sites(self) -> list[Record]:
@@ -442,12 +457,15 @@ class Observer(TorchFunctionMode):
         self, tensor: Tensor, operation: Operation, name: str, call: Call, *, module: str
     ) -> Record:
         record = self._new_record(operation.kind, operation.name, module)
-        if operation.channels_first is not None:
-            record.channels_first = operation.channels_first
-        else:
+        axis = operation.unit_axis
+        if axis is None:
             origin = self._call_origin(call)
-            source = origin.record if origin else None
-            record.channels_first = source is not None and source.channels_first
+            axis = _unit_axis(origin, tensor) if origin is not None else -1
+        elif axis > 0:
+            axis -= tensor.ndim
+        elif operation.kind == "affine" and -axis == tensor.ndim == self._input_ndim:
+            self._is_one_sample = True
+        record.unit_axis = axis
         self._complete(record, tensor, name or operation.name, call)
         return record
 
@@ -477,10 +495,13 @@ class Observer(TorchFunctionMode):
                 self._measure_options(tensor, axis, record)
         if not self._wanted.backward:
             return
-        if tensor.requires_grad:
+        tracking = torch.is_grad_enabled()
+        # A view that is made without gradients says that it requires them, and gets none.
+        if tensor.requires_grad and (tracking or tensor.grad_fn is not None):
             self._ask_for_gradient(record, tensor, axis, call)
-        elif not torch.is_grad_enabled():
+        elif not tracking:
             record.note = HIDDEN
+        if not tracking:
             self.checkpoints.add(record)
 
     def _ask_for_gradient(
@@ -488,14 +509,31 @@ class Observer(TorchFunctionMode):
     ) -> None:
         """Have the gradient of a site measured when the backward pass gets to it.
 
-        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view.
+        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view. So where
+        torch hands out a view of what nobody else can see (a linear map of a sequence), it is the
+        whole of it that is asked, in case the view is written to.
         """
         receive = partial(self._receive_gradient, record, axis)
         whole = tensor._base
-        if whole is not None and call[0] and call[0][0] is tensor:
+        if whole is None or not whole.requires_grad:
+            tensor.register_hook(receive)
+            return
+        is_written = bool(call[0]) and call[0][0] is tensor
+        if is_written:
+            self._lose_gradient(tensor)
+        if is_written or self._seen(whole) is None:
             whole.register_hook(partial(_receive_part, receive, _Part.of(tensor, whole)))
         else:
+            self._views.setdefault(id(whole), []).append((weakref.ref(whole), record))
             tensor.register_hook(receive)
+
+    def _lose_gradient(self, tensor: Tensor) -> None:
+        """A view is written to: from now on no gradient passes the earlier views of its base."""
+        whole = tensor._base
+        if whole is not None:
+            for held, record in self._views.pop(id(whole), ()):
+                if held() is whole:
+                    self._lost.append(record)
 
     def _measure_options(self, tensor: Tensor, axis: int | None, record: Record) -> None:
         if self._wanted.histogram:
@@ -506,8 +544,7 @@ class Observer(TorchFunctionMode):
     def _measure_units(self, z: Tensor, phi: Activation, record: Record) -> None:
         if self._wanted.moments_only or self.in_backward or why_opaque(z) is not None:
             return
-        axis = 1 if record.channels_first and z.ndim > 2 else -1
-        self._unit_meter.add(z.detach(), axis, phi, record.receive_units)
+        self._unit_meter.add(z.detach(), record.unit_axis, phi, record.receive_units)
 
     def _receive_gradient(self, record: Record, axis: int | None, gradient: Tensor | None) -> None:
         # What reaches nothing may be None; outside our pass, the model differentiates on its own.
@@ -637,9 +674,18 @@ class Observer(TorchFunctionMode):
     # ------------------------------------------------------------ origins
 
     def _remember(
-        self, tensor: Tensor, record: Record | None, dependent: bool, parameter: Tensor | None
+        self,
+        tensor: Tensor,
+        record: Record | None,
+        dependent: bool,
+        parameter: Tensor | None,
+        unit_axis: int | None = None,
     ) -> None:
-        self._origins[id(tensor)] = _Origin(weakref.ref(tensor), record, dependent, parameter)
+        if unit_axis is None:
+            unit_axis = record.unit_axis if record is not None else -1
+        self._origins[id(tensor)] = _Origin(
+            weakref.ref(tensor), record, dependent, parameter, unit_axis
+        )
 
     def _seen(self, tensor: Tensor) -> _Origin | None:
         """Where a tensor comes from, if a function that was seen made it."""
@@ -699,7 +745,10 @@ class Observer(TorchFunctionMode):
             return
         for tensor in results:
             if self._parameters.get(id(tensor)) is not tensor:
-                self._remember(tensor, record or origin.record, origin.dependent, origin.parameter)
+                axis = _unit_axis(origin, tensor) if record is None else record.unit_axis
+                self._remember(
+                    tensor, record or origin.record, origin.dependent, origin.parameter, axis
+                )
 
     # ------------------------------------------------------------ the backward pass
 
@@ -718,8 +767,26 @@ class Observer(TorchFunctionMode):
         self._meter.finish()
         self._unit_meter.finish()
         self.checkpoints.match()
+        for record in self._lost:
+            record.backward, record.note = None, OVERWRITTEN
+        if self._is_one_sample:
+            self._take_for_one_sample()
+
+    def _take_for_one_sample(self) -> None:
+        """Report what a batch of one would give: a layer took the input for a sample by itself."""
+        first = self.records[0]
+        first.note, first.unit_axis = first.note or ONE_SAMPLE, -self._input_ndim
+        for record in self.records:
+            for field in ("forward", "backward"):
+                stats: Stats | None = getattr(record, field)
+                if stats is not None and stats.abs_max is not None:
+                    setattr(record, field, of_one_sample(stats))
+            if self._wanted.geometry and record.forward and record.forward.abs_max is not None:
+                record.cosine, record.effective_rank = math.nan, float(record.forward.abs_max > 0)
 
 
+ONE_SAMPLE = "one sample without a batch dimension: nothing varies across samples"
+OVERWRITTEN = "a view of what is written to in place: its gradient is not measured"
 HIDDEN = "computed without gradients: not reached"
 SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
 
@@ -753,6 +820,33 @@ def _recognize(z: Tensor | None, output: Tensor) -> Activation | None:
     return None
 
 
+def _unit_axis(origin: _Origin, result: Tensor) -> int:
+    """In which dimension, from the last, the units of a tensor lie after a function has changed it.
+
+    Seen through a view they keep their stride, whatever is transposed or flattened; all else
+    leaves them in their place, counted from the last dimension if they lie there.
+    """
+    source, axis = origin.tensor(), origin.unit_axis
+    if source is None or source is result or not source.ndim or not result.ndim:
+        return axis if source is result else -1
+    if source.layout is not torch.strided or result.layout is not torch.strided:
+        return -1
+    if is_wrapped(source) or is_wrapped(result):
+        return -1
+    if result._is_view():
+        strides, stride = result.stride(), source.stride(axis)
+        if result.ndim == source.ndim and strides[axis] == stride:
+            return axis
+        dimensions = list(zip(result.shape, strides, strict=True))
+        units = source.shape[axis], stride
+        return dimensions.index(units) - result.ndim if units in dimensions else -1
+    if axis == -1 or result.ndim == source.ndim:
+        return axis
+    front = source.ndim + axis
+    kept = front < result.ndim and result.shape[front] == source.shape[axis]
+    return front - result.ndim if kept else -1
+
+
 class _Part(NamedTuple):
     """Where the elements of a view lie in its base."""
 
@@ -766,10 +860,26 @@ class _Part(NamedTuple):
         offset = int(view.storage_offset()) - int(base.storage_offset())
         return cls(base.stride(), tuple(view.shape), view.stride(), offset)
 
+    def is_all_of(self, gradient: Tensor) -> bool:
+        """Whether the view is the base in another shape, with its elements in the same order."""
+        return (
+            gradient.is_contiguous()
+            and self.strides == gradient.stride()
+            and math.prod(self.shape) == gradient.numel()
+            and self.view_strides == _contiguous_strides(self.shape)
+        )
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
+
 
 def _receive_part(receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None) -> None:
     """Pass on that part of the gradient of a base which is the gradient of a view of it."""
     if gradient is None or gradient.layout is not torch.strided:
+        return
+    if part.is_all_of(gradient):
+        receive(gradient.view(part.shape))
         return
     laid_out = torch.empty_strided(
         gradient.shape, part.strides, dtype=gradient.dtype, device=gradient.device

@@ -36,14 +36,15 @@ class Operation:
         name: its canonical name, whichever spelling was called.
         weight: position and keyword of the weight argument; None where it has none or several.
         fans: (fan_in, fan_out) from the weight and the call.
-        channels_first: the units of its output are in dimension 1, not in the last.
+        unit_axis: the dimension of its output in which the units lie, from the last one (-1) or
+            from the first (1); None: where those of its argument lie.
     """
 
     kind: Kind
     name: str
     weight: tuple[int, str] | None = None
     fans: Fans | None = None
-    channels_first: bool | None = None
+    unit_axis: int | None = None
 
 
 def argument(call: Call, position: int, name: str, default: Any = None) -> Any:
@@ -181,19 +182,19 @@ _ACTIVATION_SPELLINGS: dict[str, tuple[str, ...]] = {
 
 
 def _operations() -> Iterator[tuple[Iterable[Any], Operation]]:
-    convolutions = [f"conv{n}d" for n in (1, 2, 3)]
-    yield _everywhere("linear"), Operation("affine", "linear", (1, "weight"), _linear_fans, False)
-    for name in convolutions:
-        yield _everywhere(name), Operation("affine", name, (1, "weight"), _conv_fans, True)
-    for name in (f"conv_transpose{n}d" for n in (1, 2, 3)):
-        op = Operation("affine", name, (1, "weight"), _conv_transpose_fans, True)
-        yield _everywhere(name), op
-    embedding = Operation("affine", "embedding", (1, "weight"), _embedding_fans, False)
+    yield _everywhere("linear"), Operation("affine", "linear", (1, "weight"), _linear_fans, -1)
+    for n in (1, 2, 3):  # the batch dimension may be missing, the spatial ones are there
+        for name, fans in (
+            (f"conv{n}d", _conv_fans),
+            (f"conv_transpose{n}d", _conv_transpose_fans),
+        ):
+            yield _everywhere(name), Operation("affine", name, (1, "weight"), fans, -1 - n)
+    embedding = Operation("affine", "embedding", (1, "weight"), _embedding_fans, -1)
     yield [F.embedding], embedding
-    yield [torch.embedding], Operation("affine", "embedding", (0, "weight"), _embedding_fans, False)
-    bag = Operation("affine", "embedding_bag", (1, "weight"), _embedding_fans, False)
+    yield [torch.embedding], Operation("affine", "embedding", (0, "weight"), _embedding_fans, -1)
+    bag = Operation("affine", "embedding_bag", (1, "weight"), _embedding_fans, -1)
     yield [F.embedding_bag], bag
-    bilinear = Operation("affine", "bilinear", (2, "weight"), _bilinear_fans, False)
+    bilinear = Operation("affine", "bilinear", (2, "weight"), _bilinear_fans, -1)
     yield _everywhere("bilinear"), bilinear
     products = _everywhere("matmul", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm")
     products += _spelled((Tensor, "__matmul__"), (Tensor, "__rmatmul__"))
@@ -202,21 +203,21 @@ def _operations() -> Iterator[tuple[Iterable[Any], Operation]]:
     yield [torch.tensordot], Operation("affine", "tensordot", None, _tensordot_fans)
     yield [torch.inner, Tensor.inner], Operation("affine", "inner", None, _linear_fans)
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        yield _everywhere(name), Operation("recurrent", name, None, _gate_fans, False)
-        cell = Operation("recurrent", f"{name}_cell", None, _gate_fans, False)
+        yield _everywhere(name), Operation("recurrent", name, None, _gate_fans, -1)
+        cell = Operation("recurrent", f"{name}_cell", None, _gate_fans, -1)
         yield _everywhere(f"{name}_cell"), cell
-    attention = Operation("attention", "multi_head_attention", None, _attention_fans, False)
+    attention = Operation("attention", "multi_head_attention", None, _attention_fans, -1)
     yield [F.multi_head_attention_forward], attention
-    yield [F.scaled_dot_product_attention], Operation("attention", "attention", None, None, False)
-    for name, first in (
-        ("batch_norm", True),
-        ("group_norm", True),
-        ("instance_norm", True),
-        ("local_response_norm", True),
-        ("layer_norm", False),
-        ("rms_norm", False),
+    yield [F.scaled_dot_product_attention], Operation("attention", "attention", None, None, -1)
+    for name, axis in (
+        ("batch_norm", 1),
+        ("group_norm", 1),
+        ("instance_norm", 1),
+        ("local_response_norm", 1),
+        ("layer_norm", None),
+        ("rms_norm", None),
     ):
-        yield _everywhere(name), Operation("norm", name, None, None, first)
+        yield _everywhere(name), Operation("norm", name, None, None, axis)
     yield _everywhere("add"), Operation("add", "add")
     yield (
         _spelled((Tensor, "__add__"), (Tensor, "__radd__"), (Tensor, "__iadd__")),
@@ -236,11 +237,15 @@ OPERATIONS: dict[Any, Operation] = {
 
 _WITH_PARAMETERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "leaky_relu": (nn.LeakyReLU, ("negative_slope",)),
+    "rrelu": (nn.RReLU, ("lower", "upper")),
     "elu": (nn.ELU, ("alpha",)),
     "celu": (nn.CELU, ("alpha",)),
     "gelu": (nn.GELU, ("approximate",)),
     "softplus": (nn.Softplus, ("beta", "threshold")),
     "hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
+    "threshold": (nn.Threshold, ("threshold", "value")),
+    "softshrink": (nn.Softshrink, ("lambd",)),
+    "hardshrink": (nn.Hardshrink, ("lambd",)),
 }
 
 
@@ -259,7 +264,7 @@ def activation_of(operation: Operation, call: Call) -> tuple[str, Activation | N
         given = [argument(call, at + 1, field) for at, field in enumerate(fields)]
         pairs = zip(fields, given, strict=True)
         phi = _with_parameters(name, tuple((f, v) for f, v in pairs if v is not None))
-        return phi.name, phi
+        return ("rrelu" if name == "rrelu" else phi.name), phi
     if name == "prelu":
         weight = argument(call, 1, "weight").detach()
         module = nn.PReLU(weight.numel(), device=weight.device, dtype=weight.dtype)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -152,10 +153,17 @@ def _restore_buffer(buffer: Tensor, saved: Tensor, requires_grad: bool) -> None:
         buffer.requires_grad_(requires_grad)
 
 
+_turn = threading.RLock()
+
+
 @contextmanager
 def preserved(model: nn.Module, seed: int) -> Iterator[Preserved]:
-    """Save the state of a model and of the process, seed the generators, and restore all of it."""
-    with uncollected(), _random_state(seed), _switches(), _eager():
+    """Save the state of a model and of the process, seed the generators, and restore all of it.
+
+    One thread at a time: of two that overlap, the second would save what the first has switched,
+    and leave it so.
+    """
+    with _turn, uncollected(), _random_state(seed), _switches(), _eager():
         state = Preserved(model)
         try:
             yield state

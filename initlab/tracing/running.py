@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -80,13 +81,11 @@ def trace(
     """
     _check_arguments(model, inputs, model_kwargs, statistics, probe, target, loss_fn)
     wanted = Wanted(backward, statistics == "moments", histogram, geometry)
-    with torch.inference_mode(False):
-        copies = _Inputs(model, inputs, dict(model_kwargs or {}), backward)
-        batch_size = copies.batch_size(batch_dim)
-        _check_target(target, loss_fn, batch_size)
-        _materialize(model, copies, seed)
+    kwargs = dict(model_kwargs or {})
+
+    def observe(copies: _Inputs) -> Trace:
         with preserved(model, seed) as state:
-            observer = Observer(state, wanted, batch_size, batch_dim)
+            observer = Observer(state, wanted, copies.batch_size(batch_dim), batch_dim)
             try:
                 observer.install()
                 signal = _forward(model, observer, copies, output, backward)
@@ -97,7 +96,28 @@ def trace(
                 sites = tuple(_site(r, i, backward) for i, r in enumerate(observer.records))
             finally:
                 observer.remove()
-    return Trace(sites, None if scalar is None else float(scalar.detach()), num_classes)
+        return Trace(sites, None if scalar is None else float(scalar.detach()), num_classes)
+
+    with torch.inference_mode(False):
+        copies = _Inputs(model, inputs, kwargs, tracked=backward)
+        _check_target(target, loss_fn, copies.batch_size(batch_dim))
+        _materialize(model, copies, seed)
+        try:
+            return observe(copies)
+        except RuntimeError as error:
+            if not (copies.leaves and _IN_PLACE.search(str(error))):
+                raise
+        # What the model overwrites may be needed for the inputs' gradients alone: do without them.
+        return _without_input_gradients(observe(_Inputs(model, inputs, kwargs, tracked=False)))
+
+
+_IN_PLACE = re.compile("in-?place", re.I)
+_OVERWRITES = "the model overwrites what the gradient of its input needs: not measured"
+
+
+def _without_input_gradients(traced: Trace) -> Trace:
+    sites = [replace(s, note=_OVERWRITES) if s.kind == "input" else s for s in traced]
+    return replace(traced, sites=tuple(sites))
 
 
 def _check_arguments(
@@ -144,11 +164,11 @@ class _Inputs:
     """Copies of the inputs that the model may overwrite, float ones tracked by autograd."""
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backward: bool
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tracked: bool
     ) -> None:
         self.leaves: list[Tensor] = []
         self.tensors: dict[int, tuple[str, Tensor]] = {}
-        self._backward = backward
+        self._tracked = tracked
         self._kept: list[Tensor] = []
         names = _argument_names(model, len(args))
         several = len(args) > 1
@@ -171,7 +191,7 @@ class _Inputs:
         leaf = tensor.detach()
         if leaf.is_inference():
             leaf = leaf.clone()
-        tracked = self._backward and (leaf.is_floating_point() or leaf.is_complex())
+        tracked = self._tracked and (leaf.is_floating_point() or leaf.is_complex())
         if tracked:
             leaf = leaf.requires_grad_()
             self.leaves.append(leaf)
@@ -446,7 +466,8 @@ _UNSET = {field.name: field.default for field in fields(Site) if field.default i
 
 def _site(record: Record, index: int, backward: bool) -> Site:
     found = _UNSET | vars(record)
-    del found["channels_first"]
+    axis, shape = found.pop("unit_axis"), record.shape
+    found["units"] = shape[axis] if -axis <= len(shape) else None
     found["index"] = index
     found["reached"] = record.backward is not None if backward else None
     for fan in ("fan_in", "fan_out"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
+from initlab.activations import Activation, known_activation
 from initlab.errors import unknown_name
 from initlab.tracing.measuring import Histogram, Stats
 from initlab.tracing.operations import KINDS, Kind
@@ -31,9 +32,11 @@ class Site:
         name: unique and readable: ``conv1``, ``conv1.relu``, ``fc[2]`` for a second call.
         module: dotted path of the module at work; of a layer, the module that owns the weight.
         op: the operation by its canonical name, or the class of an ``other`` module.
+        arguments: of an activation that takes some: the slope of a leaky relu.
         kind: input, affine, activation, norm, add, recurrent, attention, other or output.
         depth: how many affine sites lie at or before it in execution order.
         shape: of the tensor.
+        units: how many units it has: features, or channels.
         reads: the names of the sites from which its operands come.
         forward, backward: statistics of the tensor and of its gradient.
         reached: whether the gradient reached it; None where none was asked for.
@@ -68,6 +71,13 @@ class Site:
     cosine: float | None = None
     effective_rank: float | None = None
     note: str | None = None
+    arguments: tuple[float, ...] = ()
+    units: int | None = None
+
+    @property
+    def activation(self) -> Activation | None:
+        """The activation that was called, as it was called; None where it is none, or unknown."""
+        return known_activation(self.op, self.arguments) if self.kind == "activation" else None
 
     def __repr__(self) -> str:
         return f"Site({self.index}, {self.name!r}, {self.kind}, shape={self.shape})"
@@ -214,8 +224,8 @@ def _decode_site(data: dict[str, Any]) -> Site:
     if fields["histogram"] is not None:
         edges, counts = fields["histogram"]["edges"], fields["histogram"]["counts"]
         fields["histogram"] = Histogram(tuple(edges), tuple(counts))
-    for name in ("shape", "weight_shape", "reads"):
-        fields[name] = None if fields[name] is None else tuple(fields[name])
+    for name in ("shape", "weight_shape", "reads", "arguments"):
+        fields[name] = None if fields.get(name) is None else tuple(fields[name])
     for name in ("cosine", "effective_rank"):
         fields[name] = _decode_number(fields[name])
     return Site(**fields)

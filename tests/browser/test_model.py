@@ -133,3 +133,50 @@ def test_it_is_accessible_with_all_folds_open(explorer, theme):
     ]
     assert not serious, json.dumps(serious, indent=1)
     shown.view.screenshot(f"model-{theme}-open")
+
+
+SLOW = """\
+import time
+import torch
+from torch import nn
+from initlab import ModelExplorer
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(30))
+        self.pause = 0.05
+    def forward(self, x):
+        for layer in self.layers:
+            time.sleep(self.pause)
+            x = torch.relu(layer(x))
+        return x
+
+torch.manual_seed(0)
+model = Slow()
+explorer = ModelExplorer(model, torch.randn(64, 64))
+model.pause = 0.5
+explorer"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_model_that_takes_long_can_be_stopped(open_and_run, tmp_path, theme):
+    path = write_notebook(tmp_path / "slow.ipynb", SLOW)
+    shown = Shown(open_and_run(path, theme=theme, viewport=(1366, 768)))
+    stop = shown.part("button:text-is('Stop')")
+    assert not stop.is_visible()
+    shown.part(".widget-dropdown:has(.widget-label:text-is('try')) select").select_option(
+        "kaiming_normal"
+    )
+    stop.wait_for(state="visible")
+    shown.page.wait_for_selector(".initlab-dimmed")
+    assert shown.kernel("explorer.controls['seed'].value") == 0  # the kernel is free
+    shown.page.locator(".initlab-explorer").evaluate("part => part.scrollIntoView()")
+    assert stop.bounding_box()["y"] < 740  # a laptop's screen holds the picture and the button
+    shown.view.screenshot(f"model-working-{theme}")
+    stop.click()
+    stop.wait_for(state="hidden", timeout=10_000)
+    assert shown.part(".initlab-status").inner_text().strip().startswith("⚠ Stopped")
+    assert shown.part(".initlab-dimmed").count() == 1
+    shown.view.screenshot(f"model-stopped-{theme}")
+    assert not shown.view.console_errors

@@ -81,7 +81,7 @@ def test_half_of_what_a_unit_gaussian_leaves_unsaturated_may_be_lost(name):
     tails = ACTIVATIONS[name].tails
     assert tails is not None
     normal = norm.cdf(tails[0]) + norm.sf(tails[1])
-    assert _saturation_limit(name) == pytest.approx((1 + normal) / 2, abs=1e-12)
+    assert _saturation_limit(ACTIVATIONS[name]) == pytest.approx((1 + normal) / 2, abs=1e-12)
 
 
 def test_states_of_a_recurrence_are_judged_by_gaussian_pre_activations():
