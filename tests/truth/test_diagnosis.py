@@ -88,7 +88,7 @@ def test_states_of_a_recurrence_are_judged_by_gaussian_pre_activations():
     torch.manual_seed(0)
     tails = ACTIVATIONS["tanh"].tails
     assert tails is not None
-    limit = _saturation_limit("tanh")
+    limit = _saturation_limit(ACTIVATIONS["tanh"])
     z = torch.randn(10**6, dtype=torch.float64) * tails[1] / norm.isf(limit / 2)
     assert float((z.abs() > tails[1]).double().mean()) == pytest.approx(limit, abs=0.002)
     assert float(z.tanh().square().mean()) == pytest.approx(_saturated_square(), abs=0.002)
