@@ -29,7 +29,9 @@ from lab import (
     open_notebook,
     running_chromium,
     running_lab,
+    write_notebook,
 )
+from page import Explorer
 
 REQUIRED = os.environ.get("INITLAB_REQUIRE_BROWSER") == "1"
 
@@ -81,6 +83,16 @@ def open_and_run(
         for number, view in enumerate(opened):
             view.screenshot(f"failed-{request.node.name}-{number}")
     close_notebooks(lab, opened)
+
+
+@pytest.fixture
+def show(open_and_run: Callable[..., OpenNotebook], tmp_path: Path) -> Callable[..., Explorer]:
+    """show(*cells, **options of open_and_run) -> the Explorer that one of the cells shows."""
+
+    def show(*cells: str, **options: Any) -> Explorer:
+        return Explorer(open_and_run(write_notebook(tmp_path / "cells.ipynb", *cells), **options))
+
+    return show
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,12 +1,8 @@
 """The model explorer as a hand and an eye meet it: a tree, a trial, and an explicit Apply."""
 
-import ast
-import json
-
 import pytest
-from lab import write_notebook
+from page import LAPTOP
 
-PICTURE = ".initlab-explorer .initlab-live img"
 SETUP = """\
 import torch
 from torch import nn
@@ -20,55 +16,11 @@ with torch.no_grad():
 first = model[2].weight.clone()
 explorer = ModelExplorer(model, torch.randn(64, 64), target=torch.arange(64) % 10)
 explorer"""
-ASK_KERNEL = """async expression => {
-    const { kernel } = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
-    const reply = await kernel.requestExecute(
-        { code: '', user_expressions: { answer: expression }, store_history: false }).done;
-    return reply.content.user_expressions.answer.data['text/plain'];
-}"""
-# Picture, alt text and status arrive one after the other.
-AGREE = f"""old => {{
-    const image = document.querySelector('{PICTURE}');
-    const status = document.querySelector('.initlab-status').textContent.trim();
-    return image.src !== old && image.alt.includes(status);
-}}"""
-
-
-class Shown:
-    """The explorer in its notebook."""
-
-    def __init__(self, view):
-        self.view, self.page = view, view.page
-        self.page.wait_for_function(
-            f"document.querySelector('{PICTURE}')?.naturalWidth > 0", timeout=60_000
-        )
-        self.picture = self.page.locator(PICTURE)
-
-    def kernel(self, expression):
-        return ast.literal_eval(self.page.evaluate(ASK_KERNEL, expression))
-
-    def part(self, selector):
-        return self.page.locator(f".initlab-explorer {selector}")
-
-    def changes(self, action):
-        """Act, and wait until another picture is there with its words."""
-        old = self.picture.get_attribute("src")
-        action()
-        self.page.wait_for_function(AGREE, arg=old, timeout=20_000)
-
-    def settles(self):
-        seen = None
-        while seen != (seen := self.picture.get_attribute("src")):
-            self.page.wait_for_timeout(500)
 
 
 @pytest.fixture
-def explorer(open_and_run, tmp_path):
-    def open_explorer(**options):
-        path = write_notebook(tmp_path / "model.ipynb", SETUP)
-        return Shown(open_and_run(path, **options))
-
-    return open_explorer
+def explorer(show):
+    return lambda **options: show(SETUP, **options)
 
 
 def test_arrow_keys_walk_the_tree_and_a_click_selects(explorer):
@@ -76,7 +28,7 @@ def test_arrow_keys_walk_the_tree_and_a_click_selects(explorer):
     tree = shown.part(".widget-select select")
     assert shown.kernel("explorer.controls['site'].value") == "2"
     shown.changes(lambda: tree.press("ArrowDown"))
-    assert "3 is selected" in shown.picture.get_attribute("alt")
+    assert "3 is selected" in shown.alt
     shown.changes(lambda: tree.select_option(index=1))
     assert shown.kernel("explorer.controls['site'].value") == "0"
     assert shown.view.console_errors == []
@@ -86,7 +38,7 @@ def test_a_trial_and_every_control_work_by_keyboard_and_apply_alone_writes(explo
     shown = explorer()
     scheme, quantity, right = (shown.part(".widget-dropdown select").nth(i) for i in range(3))
     shown.changes(lambda: scheme.press("ArrowDown"))
-    assert "A copy with the remedy: healthy" in shown.picture.get_attribute("alt")
+    assert "A copy with the remedy: healthy" in shown.alt
     shown.changes(lambda: shown.part(".noUi-handle").first.press("ArrowRight"))
     assert shown.kernel("explorer.controls['seed'].value") == 1
     shown.changes(lambda: quantity.press("ArrowDown"))
@@ -117,21 +69,13 @@ def test_a_trial_and_every_control_work_by_keyboard_and_apply_alone_writes(explo
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_is_accessible_with_all_folds_open(explorer, theme):
-    from axe_playwright_python.sync_playwright import Axe
-
     shown = explorer(theme=theme)
     shown.changes(lambda: shown.part(".widget-dropdown select").first.press("ArrowDown"))
     shown.view.screenshot(f"model-{theme}")
     for header in shown.part(".jupyter-widget-Collapse-header").all():
         header.press("Enter")
     shown.settles()
-    results = Axe().run(shown.page, context=".initlab-explorer").response
-    serious = [
-        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
-        for each in results["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
-    assert not serious, json.dumps(serious, indent=1)
+    shown.is_accessible()
     shown.view.screenshot(f"model-{theme}-open")
 
 
@@ -160,9 +104,8 @@ explorer"""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_model_that_takes_long_can_be_stopped(open_and_run, tmp_path, theme):
-    path = write_notebook(tmp_path / "slow.ipynb", SLOW)
-    shown = Shown(open_and_run(path, theme=theme, viewport=(1366, 768)))
+def test_a_model_that_takes_long_can_be_stopped(show, theme):
+    shown = show(SLOW, theme=theme, viewport=LAPTOP)
     stop = shown.part("button:text-is('Stop')")
     assert not stop.is_visible()
     shown.part(".widget-dropdown:has(.widget-label:text-is('try')) select").select_option(

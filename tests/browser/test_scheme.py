@@ -1,14 +1,10 @@
 """The scheme explorer as a hand and an eye meet it: JupyterLab in a real Chromium."""
 
-import json
-
 import pytest
-from lab import write_notebook
-from test_explorer import CLIPPED, LAPTOP, Explorer
+from page import LAPTOP
 
 LABELS = ("inputs", "outputs")
 CONVOLUTION = ("channels in", "channels out", "kernel", "groups")
-
 
 # Of a text to the notebook behind it; the canvas turns every way to write a colour into numbers.
 CONTRAST = """selector => {
@@ -28,15 +24,10 @@ CONTRAST = """selector => {
 
 
 @pytest.fixture
-def explorer(open_and_run, tmp_path):
-    """A notebook that shows one scheme explorer, opened and run."""
-
+def explorer(show):
     def open_explorer(start: str = '"kaiming_normal"', **options):
-        path = write_notebook(
-            tmp_path / "scheme.ipynb",
-            f"from initlab import SchemeExplorer\nexplorer = SchemeExplorer({start})\nexplorer",
-        )
-        return Explorer(open_and_run(path, **options))
+        code = f"from initlab import SchemeExplorer\nexplorer = SchemeExplorer({start})\nexplorer"
+        return show(code, **options)
 
     return open_explorer
 
@@ -45,9 +36,7 @@ def test_every_control_moves_the_picture_by_keyboard(explorer):
     shown = explorer()
     cells = shown.page.locator(".jp-Notebook .jp-Cell").count()
     shown.open_folds()
-    assert (
-        "nn.init.kaiming_normal_" in shown.page.locator(".initlab-explorer textarea").input_value()
-    )
+    assert "nn.init.kaiming_normal_" in shown.part("textarea").input_value()
     for label in (*LABELS, "seed"):
         handle, text = shown.number(label)
         shown.changes(lambda handle=handle: shown.press(handle, "ArrowRight"))
@@ -55,11 +44,9 @@ def test_every_control_moves_the_picture_by_keyboard(explorer):
     for label in ("scheme", "reads"):
         menu = shown.menu(label)
         shown.changes(lambda menu=menu: shown.press(menu, "ArrowUp"))
-    own_gain = shown.page.locator(
-        ".initlab-explorer label:has-text('own gain') input[type=checkbox]"
-    ).first
+    own_gain = shown.part("label:has-text('own gain') input[type=checkbox]").first
     shown.press(own_gain, "Space")
-    handle = shown.page.locator(".initlab-explorer .initlab-optional .noUi-handle").first
+    handle = shown.part(".initlab-optional .noUi-handle").first
     handle.wait_for(state="visible")
     shown.changes(lambda: shown.press(handle, "ArrowRight"))
     menu = shown.menu("layer")
@@ -95,8 +82,7 @@ def test_no_schemes_parameter_is_clipped(explorer):
     for name in ("variance_scaling", "trunc_normal", "looks_linear", "siren", "sparse"):
         shown.changes(lambda name=name: menu.select_option(name))
         shown.page.wait_for_selector(".initlab-formula mjx-container")
-        clipped = [part for part in shown.page.evaluate(CLIPPED) if "mjx-assistive" not in part]
-        assert clipped == [], name
+        assert shown.clipped() == [], name
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -105,7 +91,7 @@ def test_a_scheme_that_cannot_fill_the_layer_is_said_and_dims_the_picture(explor
     shown.changes(lambda: shown.press(shown.menu("layer"), "ArrowDown"))
     assert "needs a matrix" in shown.status
     assert shown.page.locator(".initlab-status [role=alert]").count() == 1
-    assert shown.page.locator(".initlab-explorer .initlab-dimmed").count() == 1
+    assert shown.part(".initlab-dimmed").count() == 1
     assert shown.page.evaluate(CONTRAST, ".initlab-status [role=alert]") >= 4.5  # WCAG 2, AA
     shown.changes(lambda: shown.press(shown.menu("layer"), "ArrowUp"))
     shown.page.wait_for_selector(".initlab-explorer .initlab-dimmed", state="detached")
@@ -120,10 +106,9 @@ def test_the_formula_is_typeset(explorer):
 
 def test_pointing_at_the_picture_reads_numbers(explorer):
     shown = explorer()
-    picture = shown.page.locator(".initlab-explorer img")
-    box = picture.bounding_box()
+    box = shown.picture.bounding_box()
     for across, words in ((0.17, "weights from .* intended"), (0.8, "singular value .* law")):
-        picture.hover(position={"x": across * box["width"], "y": 0.5 * box["height"]})
+        shown.picture.hover(position={"x": across * box["width"], "y": 0.5 * box["height"]})
         shown.page.wait_for_function(
             f"/{words}/.test(document.querySelector('.initlab-readout').textContent)"
         )
@@ -131,27 +116,12 @@ def test_pointing_at_the_picture_reads_numbers(explorer):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_screen_fits_a_laptop_and_is_accessible(explorer, theme):
-    from axe_playwright_python.sync_playwright import Axe
-
     shown = explorer(theme=theme, viewport=LAPTOP)
     shown.page.wait_for_selector(".initlab-formula mjx-container")
     shown.view.screenshot(f"scheme-{theme}")
-    height = shown.page.locator(".initlab-explorer").bounding_box()["height"]
-    assert height <= shown.page.locator(".jp-WindowedPanel-outer").bounding_box()["height"]
+    assert shown.fits_the_screen()
     shown.open_folds()
     shown.page.wait_for_selector(".initlab-explorer li")
-    # MathJax hides what it offers to screen readers by clipping it.
-    clipped = [part for part in shown.page.evaluate(CLIPPED) if "mjx-assistive" not in part]
-    assert clipped == []
-    results = Axe().run(shown.page, context=".initlab-explorer").response
-    serious = [
-        (each["id"], [node["html"][:120] for node in each["nodes"]][:3])
-        for each in results["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
-    assert not serious, json.dumps(serious, indent=1)
-    names = shown.page.locator(".initlab-explorer .noUi-handle").evaluate_all(
-        "handles => handles.map(handle => handle.getAttribute('aria-label'))"
-    )
-    assert all(names), names
+    assert shown.clipped() == []
+    shown.is_accessible()
     shown.view.screenshot(f"scheme-{theme}-open")
