@@ -16,6 +16,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+IN_PARALLEL := -n 2
 heading = @printf '\n==== %s ====\n' '$(1)'
 
 define check_python
@@ -45,11 +46,12 @@ lint: $(INSTALLED) ## ruff (style and format, notebooks too) and pyright
 
 unit: $(INSTALLED) ## unit tests, published results, the examples in docstrings
 	$(call heading,unit: package and truth and doctests)
-	$(BIN)/python -m pytest -q --ignore=tests/browser
+	$(BIN)/python -m pytest -q $(IN_PARALLEL) --ignore=tests/browser
 
 nbval: $(INSTALLED) ## re-run the notebooks and compare with their saved outputs
 	$(call heading,nbval: notebooks against their saved outputs)
-	$(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 notebooks
+	$(BIN)/python -m pytest -q $(IN_PARALLEL) --dist loadfile \
+	  --nbval --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 browser: $(INSTALLED) ## the notebooks in JupyterLab in a real Chromium
 	$(call heading,browser: notebooks in JupyterLab in Chromium)

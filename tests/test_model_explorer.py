@@ -500,3 +500,15 @@ def test_of_what_is_asked_while_a_model_runs_the_newest_is_done():
     assert explorer.status.startswith("A copy with kaiming_normal")
     assert "seed=5" in explorer.code()
     assert not explorer.live.dimmed
+
+
+def test_code_that_asks_for_a_result_while_a_model_runs_gets_that_of_now():
+    explorer = ModelExplorer(Slow(), torch.randn(8, 16))
+    explorer.controls["scheme"].value = "zeros"
+    assert not is_idle(explorer)
+    assert "symmetry" in explorer.diagnosis.faults
+    explorer.controls["seed"].value = 1
+    assert "seed=1" in explorer.code()
+    explorer.controls["scheme"].value = "kaiming_normal"
+    explorer.apply_()
+    assert explorer.status.startswith("Applied to your model: kaiming_normal")

@@ -57,6 +57,7 @@ class Explorer(widgets.VBox):
     @property
     def status(self) -> str:
         """The text of the status line."""
+        self._settle()
         return self._text
 
     @abstractmethod
@@ -128,6 +129,20 @@ class Explorer(widgets.VBox):
                     work()
                 except Stopped:
                     self._give_up()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether another thread than this one is at work."""
+        return self._worker not in (None, threading.current_thread())
+
+    def _settle(self) -> None:
+        """Wait for what is being computed: code that asks for a result means that of now.
+
+        Not to be called with the lock held.
+        """
+        worker = self._worker
+        if worker is not None and self._is_busy:
+            worker.join()
 
     def _give_up(self) -> None:
         """Say that the picture is not what the controls ask for."""

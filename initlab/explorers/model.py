@@ -201,22 +201,26 @@ class ModelExplorer(Explorer):
     @property
     def trace(self) -> Trace | None:
         """Of what is shown: the copy on which something is tried, or else the model."""
+        self._settle()
         with self._lock:
             return None if self._failed else self._shown[0].trace
 
     @property
     def diagnosis(self) -> Diagnosis | None:
         """Of what is shown."""
+        self._settle()
         with self._lock:
             return None if self._failed else self._shown[1]
 
     @property
     def trial(self) -> nn.Module | None:
         """The copy on which something is tried; None while the model is shown as it is."""
+        self._settle()
         return self._trial[0].model if self._trial else None
 
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
+        self._settle()
         seen = self._was[0].trace
         layers = sum(site.parameter is not None for site in seen)
         what = f"{type(self._model).__name__}, {len(seen)} sites, {layers} with weights"
@@ -225,6 +229,10 @@ class ModelExplorer(Explorer):
 
     def code(self) -> str:
         """What is tried, and a second diagnosis; expects ``model``, ``batch`` and ``target``."""
+        self._settle()
+        return self._script()
+
+    def _script(self) -> str:
         given = {name: self._options[name] is not None for name in ("target", "loss_fn")}
         change = [self._tried.code] if self._tried else []
         return joined([*change, check_code(self._batch, **given)])
@@ -235,6 +243,7 @@ class ModelExplorer(Explorer):
         Raises:
             ValueError: nothing is tried.
         """
+        self._settle()
         with self._lock:
             if self._tried is None or self._trial is None:
                 offered = ", ".join(map(repr, self.controls["scheme"].options[1:5]))
@@ -249,6 +258,7 @@ class ModelExplorer(Explorer):
 
     def look_again(self, before: str = "") -> None:
         """Trace the model as it is now, after training say, and let go of what was tried."""
+        self._settle()
         with self._lock, self._quietly():
             self._tried = self._trial = None
             self.controls["scheme"].value = AS_IS
@@ -262,6 +272,7 @@ class ModelExplorer(Explorer):
 
     def reset(self) -> None:
         """Return to the model as it is, and to the first view of it."""
+        self._settle()
         with self._lock:
             with self._quietly():
                 self.controls["scheme"].value = AS_IS
@@ -276,7 +287,7 @@ class ModelExplorer(Explorer):
 
     def _react(self, action: Callable[[], None]) -> None:
         """Do what a control asks for; where the model takes long, without holding up the others."""
-        if self._worker is not None or self.timing["compute"] > _LONG:
+        if self._is_busy or self.timing["compute"] > _LONG:
             self._later(action)
         else:
             action()
@@ -377,11 +388,13 @@ class ModelExplorer(Explorer):
     def _fill_folds(self) -> None:
         """Write the report and the code where they are open; hidden, they cost nothing."""
         report, code = self._folds
+        if self._is_busy:  # and fills them when it is done
+            return
         with self._lock:
             if report.selected_index is not None and not self._failed:
                 self._report.value = self._shown[1]._repr_html_()
             if code.selected_index is not None:
-                self._code.value = self.code()
+                self._code.value = self._script()
 
     def _fail(self, text: str) -> None:
         self._failed = True
