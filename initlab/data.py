@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from initlab.errors import positive_int, unknown_name
 
 DataName = Literal["noise", "digits"]
-DATA: tuple[DataName, ...] = ("noise", "digits")
+DATA: tuple[DataName, ...] = get_args(DataName)
 
 DIGITS = 1797
 CLASSES = 10
@@ -33,6 +33,8 @@ def noise(batch_size: int, *shape: int, seed: int = 0) -> Batch:
     (4, 3)
     """
     positive_int("batch_size", batch_size)
+    for dimension, size in enumerate(shape):
+        positive_int(f"shape[{dimension}]", size)
     generator = torch.Generator().manual_seed(seed)
     return Batch(torch.randn(batch_size, *shape, generator=generator))
 

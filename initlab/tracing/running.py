@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -135,10 +135,12 @@ def _check_arguments(
         raise TypeError(f"model={name} must be an nn.Module instance{hint}")
     if not inputs and not model_kwargs:
         raise ValueError("no inputs: trace(model, batch) needs the batch that the model is to see")
-    if statistics not in ("all", "moments"):
-        raise unknown_name("statistics", statistics, ("all", "moments"))
-    if probe not in ("normal", "rademacher"):
-        raise unknown_name("probe", probe, ("normal", "rademacher"))
+    for argument, value, choices in (
+        ("statistics", statistics, get_args(Statistics)),
+        ("probe", probe, get_args(Probe)),
+    ):
+        if value not in choices:
+            raise unknown_name(argument, value, choices)
     if loss_fn is not None and target is None:
         raise ValueError(
             "loss_fn without a target: pass target=…, or let output=… pick a scalar loss"
@@ -409,7 +411,6 @@ def _backward(
     probe: Probe,
     seed: int,
 ) -> None:
-
     root = signal if scalar is None else scalar
     if root.is_complex():
         raise ValueError("the output is complex: pick a real function of it with output=…")
