@@ -102,7 +102,7 @@ class SignalExplorer(Explorer):
         self._meaning.add_class("initlab-meaning")
         self._table = widgets.HTML()
         self._code = widgets.Textarea(
-            disabled=False, rows=18, layout=widgets.Layout(width="auto"), description="code"
+            rows=18, layout=widgets.Layout(width="auto"), description="code"
         )
         self._share = widgets.Text(
             description="share",
@@ -201,7 +201,7 @@ class SignalExplorer(Explorer):
     @experiment.setter
     def experiment(self, experiment: Experiment) -> None:
         if not isinstance(experiment, Experiment):
-            raise TypeError(f"experiment must be an Experiment, not {type(experiment).__name__}")
+            raise TypeError(f"experiment must be an Experiment, not a {type(experiment).__name__}")
         with self._lock:
             self._load(experiment)
             self._refresh()
