@@ -1,10 +1,10 @@
 import math
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hammering import hammer
 from torch import nn
 
 from initlab import SCHEMES, SchemeExplorer
@@ -384,15 +384,7 @@ def test_many_threads_end_on_what_the_controls_say(explorer):
         "activation": ["tanh", "relu", "gelu"] * 3,
     }
 
-    def move(name, values):
-        for value in values:
-            explorer.controls[name].value = value
-
-    threads = [threading.Thread(target=move, args=each) for each in sequences.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    hammer(explorer, **sequences)
     now = explorer.experiment
     assert (now.scheme, now.in_features, now.activation) == ("normal", 13, "gelu")
     alone = SchemeExplorer(now)
