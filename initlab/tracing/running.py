@@ -17,7 +17,7 @@ from initlab.errors import unknown_name
 from initlab.tracing.checkpoints import accumulate
 from initlab.tracing.measuring import quick
 from initlab.tracing.observing import Observer, Record, Wanted
-from initlab.tracing.preserving import is_lazy, named_modules, preserved
+from initlab.tracing.preserving import is_lazy, preserved
 from initlab.tracing.sites import Site, Trace
 
 Probe = Literal["normal", "rademacher"]
@@ -270,7 +270,7 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor], seen: dict[int,
 
 def _materialize(model: nn.Module, copies: _Inputs, seed: int) -> None:
     """Give lazy modules their shapes, and leave nothing else behind."""
-    lazy = [module for _, module in named_modules(model) if is_lazy(module)]
+    lazy = [module for module in model.modules() if is_lazy(module)]
     if not lazy:
         return
     with preserved(model, seed), torch.no_grad():
