@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from initlab.errors import positive_int, unknown_name
+from initlab.errors import positive_int, seed_number, unknown_name
 
 DataName = Literal["noise", "digits"]
 DATA: tuple[DataName, ...] = get_args(DataName)
@@ -35,7 +35,7 @@ def noise(batch_size: int, *shape: int, seed: int = 0) -> Batch:
     positive_int("batch_size", batch_size)
     for dimension, size in enumerate(shape):
         positive_int(f"shape[{dimension}]", size)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_number(seed))
     return Batch(torch.randn(batch_size, *shape, generator=generator))
 
 
@@ -54,8 +54,9 @@ def digits(batch_size: int, *, images: bool = False, seed: int = 0) -> Batch:
     (5, 1, 8, 8)
     """
     positive_int("batch_size", batch_size, at_most=DIGITS)
+    generator = torch.Generator().manual_seed(seed_number(seed))
     pixels, labels = _standardized_digits()
-    chosen = torch.randperm(DIGITS, generator=torch.Generator().manual_seed(seed))[:batch_size]
+    chosen = torch.randperm(DIGITS, generator=generator)[:batch_size]
     inputs = pixels[chosen]
     return Batch(inputs.reshape(-1, 1, 8, 8) if images else inputs, labels[chosen])
 

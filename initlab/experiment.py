@@ -21,7 +21,7 @@ from torch import nn
 from initlab import prediction, scripts
 from initlab.activations import ACTIVATIONS
 from initlab.data import CLASSES, DATA, DIGITS, Batch, batch
-from initlab.errors import finite_number, positive_int, unknown_name
+from initlab.errors import finite_number, positive_int, seed_number, unknown_name
 from initlab.initialize import BIASES, InitReport, init_
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS, Blank
 from initlab.schemes import SCHEMES, Scheme, scheme
@@ -181,10 +181,7 @@ class Experiment:
             yield (CLASSES, widths[-1])
 
     def _check_data(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed={self.seed!r} must be a whole number")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed={self.seed} must be between 0 and 2^31 - 1")
+        self._set("seed", seed_number(self.seed, least=0, below=2**31))
         if self.loss == "cross_entropy" and self.data != "digits":
             raise ValueError(
                 f"loss='cross_entropy' needs labels, which data={self.data!r} has not; "

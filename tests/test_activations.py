@@ -393,6 +393,12 @@ def test_a_taken_or_empty_name_cannot_be_registered(name):
         register_activation(name, torch.sin)
 
 
+def test_a_side_that_does_not_exist_cannot_saturate():
+    with pytest.raises(ValueError, match=r"unknown saturates 'up'\. Accepted: none, low, high"):
+        register_activation("ramp", torch.tanh, saturates="up")  # type: ignore[arg-type]
+    assert "ramp" not in ACTIVATIONS
+
+
 def test_a_function_that_is_not_elementwise_cannot_be_registered():
     with pytest.raises(TypeError, match="not an elementwise function"):
         register_activation("total", torch.sum)

@@ -355,7 +355,7 @@ class SignalExplorer(Explorer):
         )
 
     def _measure(self, *, whole: bool) -> None:
-        """Trace the experiment: whole, or in half the time what is drawn alone."""
+        """Trace the experiment: whole, or in two thirds of the time what is drawn alone."""
         right = self.controls["right"].value
         self._seen = self._experiment.run(
             weight_grad=whole or right == "weight_grad",

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from initlab.activations import ActivationSpec
 from initlab.activations import activation as resolve_activation
-from initlab.errors import finite_number, unknown_name
+from initlab.errors import finite_number, seed_number, unknown_name
 from initlab.initialize.reach import (
     Aim,
     Choice,
@@ -236,10 +235,7 @@ class _Generators:
     def __init__(self, seed: int | torch.Generator | None) -> None:
         given = isinstance(seed, torch.Generator)
         if seed is not None and not given:
-            if isinstance(seed, bool) or not isinstance(seed, Integral):
-                raise TypeError(f"seed={seed!r} must be a whole number, a torch.Generator or None")
-            if not -(2**63) <= (seed := int(seed)) < 2**63:
-                raise ValueError(f"seed={seed} must be at least −2⁶³ and below 2⁶³")
+            seed = seed_number(seed, others=", a torch.Generator or None")
         self.seed = seed
         self.made: dict[torch.device, torch.Generator] = {}
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from initlab.errors import unknown_name
+from initlab.errors import seed_number, unknown_name
 from initlab.tracing.checkpoints import accumulate
 from initlab.tracing.measuring import quick
 from initlab.tracing.observing import Observer, Record, Wanted
@@ -80,6 +80,7 @@ def trace(
     ['input', '0', '1', '2', 'output']
     """
     _check_arguments(model, inputs, model_kwargs, statistics, probe, target, loss_fn)
+    seed = seed_number(seed)
     wanted = Wanted(backward, statistics == "moments", histogram, geometry)
     kwargs = dict(model_kwargs or {})
 
