@@ -1,6 +1,6 @@
 """What init_ costs: its CPU time over that of filling the same tensors with ``tensor.normal_()``.
 
-Run with ``python -m benchmarks.initialize``. Both alternate in one run; each figure is the ratio of
+Run with ``python benchmarks/initialize.py``. Both alternate in one run; each figure is the ratio of
 their medians. Nothing is asserted; the aim is at most 1.1 at 100 million parameters.
 """
 

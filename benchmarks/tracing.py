@@ -1,6 +1,6 @@
 """What a trace costs: CPU time and peak memory over those of the bare forward and backward pass.
 
-Run with ``python -m benchmarks.tracing``. Bare and traced passes alternate in one run; each figure
+Run with ``python benchmarks/tracing.py``. Bare and traced passes alternate in one run; each figure
 is the median of the ratios of neighbours, so that what else the machine does weighs on both. Peak
 memory is that of a process of its own, beyond what the model and the batch take. Nothing is
 asserted.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ class Activation:
         tails: ``(low, high)``; the activation is saturated where z < low or z > high
             (±inf on a side that does not saturate), or None where it never saturates.
         arguments: the slope of a leaky relu, α of an ELU, …, which with the name say which it is.
+        code: where torch has no module for it, φ(z) as a script spells it; empty if not known.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Activation:
     kinks: tuple[float, ...] = ()
     tails: tuple[float, float] | None = None
     arguments: tuple[float, ...] = ()
+    code: str = ""
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.function(z)
@@ -140,6 +142,10 @@ class Activation:
     def homogeneous(self) -> tuple[float, float] | None:
         """(a, b) where φ(z) = a·z for z > 0 and b·z for z < 0 (relu: (1, 0)), else None."""
         return _homogeneous(self.function)
+
+
+ActivationSpec = str | nn.Module | ElementwiseFunction | Activation
+"""Whatever ``activation`` takes."""
 
 
 class Elementwise(nn.Module):
@@ -285,7 +291,7 @@ def _homogeneous(function: ElementwiseFunction) -> tuple[float, float] | None:
 
 
 def gain(
-    activation: str | nn.Module | ElementwiseFunction | Activation,
+    activation: ActivationSpec,
     preserve: Literal["forward", "backward"] = "forward",
 ) -> float:
     """The gain g for which weights of variance g²/fan keep a unit-variance signal at unit variance.
@@ -418,13 +424,14 @@ def _elementwise(
     function: ElementwiseFunction,
     kinks: tuple[float, ...] = (),
     saturates: Saturates = "none",
+    code: str = "",
 ) -> Activation:
     """An activation without a torch module: its module is an Elementwise around itself."""
 
     def make_module() -> nn.Module:
         return Elementwise(made)
 
-    made = _named(name, function, make_module, kinks, saturates)
+    made = replace(_named(name, function, make_module, kinks, saturates), code=code)
     return made
 
 
@@ -533,9 +540,9 @@ _BUILT_IN = (
     _named("softsign", F.softsign, nn.Softsign, (0.0,), "both"),
     _named("tanhshrink", _tanhshrink, nn.Tanhshrink),
     _named("logsigmoid", F.logsigmoid, nn.LogSigmoid),
-    _elementwise("sin", torch.sin),
-    _elementwise("erf", torch.erf, (), "both"),
-    _elementwise("relu_squared", _relu_squared, (0.0,)),
+    _elementwise("sin", torch.sin, code="torch.sin(z)"),
+    _elementwise("erf", torch.erf, (), "both", "torch.erf(z)"),
+    _elementwise("relu_squared", _relu_squared, (0.0,), code="torch.relu(z) ** 2"),
 )
 
 _registry: dict[str, Activation] = {entry.name: entry for entry in _BUILT_IN}
@@ -612,7 +619,7 @@ def _rms_slope(weight: Tensor) -> float:
     )
 
 
-def activation(spec: str | nn.Module | ElementwiseFunction | Activation) -> Activation:
+def activation(spec: ActivationSpec) -> Activation:
     """The Activation for a name, an ``nn.Module`` (instance or class) or an elementwise callable.
 
     Args:
@@ -694,11 +701,13 @@ def register_activation(
         saturates: the sides on which it saturates; guessed from φ' if not given.
 
     Raises:
-        ValueError: the name is taken or empty.
+        ValueError: the name is taken or empty, or ``saturates`` is no side.
         TypeError: not an elementwise function.
     """
     if not name or name in _registry:
         raise ValueError(f"activation name {name!r} is empty or already registered")
+    if saturates is not None and saturates not in get_args(Saturates):
+        raise unknown_name("saturates", saturates, get_args(Saturates))
     _require_elementwise(name, function)
     sides = saturates or _guess_saturation(function)
     kinks = _find_kinks(function) if kinks is None else tuple(kinks)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from initlab.errors import positive_int, unknown_name
+from initlab.errors import positive_int, seed_number, unknown_name
 
 DataName = Literal["noise", "digits"]
-DATA: tuple[DataName, ...] = ("noise", "digits")
+DATA: tuple[DataName, ...] = get_args(DataName)
 
 DIGITS = 1797
 CLASSES = 10
@@ -33,7 +33,9 @@ def noise(batch_size: int, *shape: int, seed: int = 0) -> Batch:
     (4, 3)
     """
     positive_int("batch_size", batch_size)
-    generator = torch.Generator().manual_seed(seed)
+    for dimension, size in enumerate(shape):
+        positive_int(f"shape[{dimension}]", size)
+    generator = torch.Generator().manual_seed(seed_number(seed))
     return Batch(torch.randn(batch_size, *shape, generator=generator))
 
 
@@ -52,8 +54,9 @@ def digits(batch_size: int, *, images: bool = False, seed: int = 0) -> Batch:
     (5, 1, 8, 8)
     """
     positive_int("batch_size", batch_size, at_most=DIGITS)
+    generator = torch.Generator().manual_seed(seed_number(seed))
     pixels, labels = _standardized_digits()
-    chosen = torch.randperm(DIGITS, generator=torch.Generator().manual_seed(seed))[:batch_size]
+    chosen = torch.randperm(DIGITS, generator=generator)[:batch_size]
     inputs = pixels[chosen]
     return Batch(inputs.reshape(-1, 1, 8, 8) if images else inputs, labels[chosen])
 

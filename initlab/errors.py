@@ -53,3 +53,19 @@ def finite_number(argument: str, value: Any, *, positive: bool = False) -> float
     if positive and number <= 0:
         raise ValueError(f"{argument}={value} must be greater than 0")
     return number
+
+
+def seed_number(value: Any, *, least: int = -(2**63), below: int = 2**63, others: str = "") -> int:
+    """Return value as an int that can seed torch's generators, or raise.
+
+    ``others`` completes the sentence with what else is accepted there.
+
+    >>> seed_number(3)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"seed={value!r} must be a whole number{others}")
+    seed = int(value)
+    if not least <= seed < below:
+        raise ValueError(f"seed={seed} must be between {least} and {below - 1}")
+    return seed

@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from torch import nn
 from initlab import prediction, scripts
 from initlab.activations import ACTIVATIONS
 from initlab.data import CLASSES, DATA, DIGITS, Batch, batch
-from initlab.errors import finite_number, positive_int, unknown_name
+from initlab.errors import finite_number, positive_int, seed_number, unknown_name
 from initlab.initialize import BIASES, InitReport, init_
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS, Blank
 from initlab.schemes import SCHEMES, Scheme, scheme
@@ -105,6 +105,8 @@ class Experiment:
         for argument in ("depth", "width", "batch_size"):
             self._set(argument, positive_int(argument, getattr(self, argument)))
         self._check_scheme()
+        self._check_bias()
+        self._check_dropout()
         self._check_data()
         self._check_size()
 
@@ -141,6 +143,8 @@ class Experiment:
             chosen.gain_with(self.activation)  # which raises where the activation has none
         if self.gain is not None:
             self._set("gain", finite_number("gain", self.gain, positive=True))
+
+    def _check_bias(self) -> None:
         if isinstance(self.bias, str):
             if self.bias not in BIASES:
                 raise unknown_name("bias", self.bias, BIASES)
@@ -151,15 +155,17 @@ class Experiment:
                 f"bias={self.bias!r} with bias_std={self.bias_std!r}: "
                 "bias='normal' and bias_std go together"
             )
+        if self.bias_std is not None:
+            self._set("bias_std", finite_number("bias_std", self.bias_std))
+            if self.bias_std < 0:
+                raise ValueError(f"bias_std={self.bias_std} must be at least 0")
+
+    def _check_dropout(self) -> None:
         self._set("dropout", finite_number("dropout", self.dropout))
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout={self.dropout} must be a probability of at least 0 and below 1"
             )
-        if self.bias_std is not None:
-            self._set("bias_std", finite_number("bias_std", self.bias_std))
-            if self.bias_std < 0:
-                raise ValueError(f"bias_std={self.bias_std} must be at least 0")
 
     def _why_not(self, chosen: Scheme) -> str:
         """Why the scheme cannot fill every weight of this network; empty where it can."""
@@ -175,10 +181,7 @@ class Experiment:
             yield (CLASSES, widths[-1])
 
     def _check_data(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed={self.seed!r} must be a whole number")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed={self.seed} must be between 0 and 2^31 - 1")
+        self._set("seed", seed_number(self.seed, least=0, below=2**31))
         if self.loss == "cross_entropy" and self.data != "digits":
             raise ValueError(
                 f"loss='cross_entropy' needs labels, which data={self.data!r} has not; "
@@ -337,10 +340,7 @@ class Experiment:
         Raises:
             ValueError: a field that does not exist, or a value that is not accepted.
         """
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise unknown_name("field", name, known)
+        _check_fields(changes)
         if changes.keys() & {"depth", "width"}:
             changes.setdefault("widths", None)
         if "scheme" in changes and changes["scheme"] != self.scheme:
@@ -380,10 +380,7 @@ class Experiment:
             raise ValueError(f"not an experiment in JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"an experiment in JSON is an object, not {type(fields).__name__}")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise unknown_name("field", name, known)
+        _check_fields(fields)
         try:
             return cls(**fields)
         except TypeError as error:  # from outside, a value of a wrong type is a wrong value
@@ -425,3 +422,10 @@ class Experiment:
         affine layer, E h² and the second moment of its gradient, as ``run`` measures them.
         """
         return scripts.script(self)
+
+
+def _check_fields(names: Iterable[str]) -> None:
+    known = [field.name for field in dataclasses.fields(Experiment)]
+    for name in names:
+        if name not in known:
+            raise unknown_name("field", name, known)

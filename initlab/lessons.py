@@ -12,6 +12,7 @@ from initlab.errors import unknown_name
 Verdict = str | None
 """None for a right answer, else one sentence on what to think about next."""
 Exercise = Callable[[Any], Verdict]
+"""Judges an answer; a new one is an entry of ``EXERCISES``."""
 
 
 def _overflow(answer: Any) -> Verdict:
@@ -214,11 +215,12 @@ EXERCISES: Mapping[str, Exercise] = MappingProxyType(
             math.log(27),
             "cross-entropy is −log of the probability that the right letter gets",
             {
-                1
-                / 27: "that is the probability of each letter; the loss is its negative logarithm",
-                math.log2(
-                    27
-                ): "that is in bits; cross-entropy in PyTorch takes the natural logarithm",
+                1 / 27: (
+                    "that is the probability of each letter; the loss is its negative logarithm"
+                ),
+                math.log2(27): (
+                    "that is in bits; cross-entropy in PyTorch takes the natural logarithm"
+                ),
             },
             asks="one number, a loss",
         ),

@@ -11,19 +11,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from initlab.activations import Activation, ElementwiseFunction, activation
+from initlab.activations import ActivationSpec, activation
 from initlab.errors import finite_number, positive_int, unknown_name
 
 Norm = Literal["none", "batch", "layer"]
-NORMS: tuple[Norm, ...] = ("none", "batch", "layer")
+NORMS: tuple[Norm, ...] = get_args(Norm)
 PADDINGS = ("zeros", "circular")
-
-ActivationSpec = str | nn.Module | ElementwiseFunction | Activation
 
 
 def mlp(
@@ -163,6 +161,8 @@ def _add_dropout(layers: OrderedDict[str, nn.Module], before: int, dropout: floa
 
 
 def _each_positive(argument: str, values: Sequence[int]) -> list[int]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{argument}={values!r} must be a sequence of whole numbers, one a layer")
     if not values:
         raise ValueError(f"{argument} is empty; a network needs at least one layer")
     return [positive_int(f"{argument}[{i}]", value) for i, value in enumerate(values)]

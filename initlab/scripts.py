@@ -9,8 +9,6 @@ from initlab.data import DIGITS
 from initlab.prediction import Predictable, prescribed
 from initlab.schemes import bias_code
 
-_ELEMENTWISE = {"sin": "torch.sin(z)", "erf": "torch.erf(z)", "relu_squared": "torch.relu(z) ** 2"}
-
 
 class Scriptable(Predictable, Protocol):
     """The fields of an Experiment that its script depends on."""
@@ -80,15 +78,16 @@ def _indent(code: str, spaces: int) -> str:
 
 def activation_class(name: str) -> str:
     """The class of an activation that torch has no module for; empty for the others."""
-    if not isinstance(activation(name).module(), Elementwise):
+    phi = activation(name)
+    if not isinstance(phi.module(), Elementwise):
         return ""
-    if name not in _ELEMENTWISE:
+    if not phi.code:
         raise ValueError(
             f"activation {name!r} was registered from Python; a script cannot spell it"
         )
     return (
         f"\n\nclass Activation(nn.Module):\n    def forward(self, z):\n"
-        f"        return {_ELEMENTWISE[name]}\n\n"
+        f"        return {phi.code}\n\n"
     )
 
 

@@ -105,3 +105,14 @@ def test_every_kind_of_data_comes_as_vectors_and_as_images(name, images):
 def test_unknown_data_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="unknown data 'nois'; did you mean 'noise'"):
         batch("nois", 5, images=False, features=3, seed=0)
+
+
+@pytest.mark.parametrize("make", [digits, lambda size, seed: noise(size, 4, seed=seed)])
+def test_a_seed_that_is_no_whole_number_is_refused(make):
+    with pytest.raises(TypeError, match="seed='lucky' must be a whole number"):
+        make(5, seed="lucky")
+
+
+def test_a_size_of_noise_below_1_is_refused():
+    with pytest.raises(ValueError, match=r"shape\[1\]=-1 must be at least 1"):
+        noise(5, 4, -1)

@@ -25,7 +25,6 @@ from initlab.diagnosis import FAULTS, Diagnosis
 from initlab.tracing import Trace
 
 SEED = 5  # of the cases here; the benchmark uses others
-NAMED_LAST = {"non_finite": "exploding_activations"}
 
 
 def he_mlp(depth: int = 6, width: int = 64) -> nn.Sequential:

@@ -2,6 +2,7 @@ import re
 import threading
 
 import pytest
+from hammering import hammer
 
 from initlab import Experiment, SignalExplorer
 from initlab.explorers.finding import finding
@@ -240,20 +241,6 @@ def test_an_experiment_of_widths_and_a_numeric_bias_can_be_shown():
     assert explorer.experiment == experiment.replace(activation="tanh")
     explorer.controls["depth"].value = 5
     assert explorer.experiment.layer_widths == (32,) * 5
-
-
-def hammer(explorer, **sequences):
-    """Move several controls at once, each on a thread of its own."""
-
-    def move(name, values):
-        for value in values:
-            explorer.controls[name].value = value
-
-    threads = [threading.Thread(target=move, args=each) for each in sequences.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def assert_consistent(explorer):

@@ -675,7 +675,7 @@ def test_an_unknown_parameter_is_answered_with_the_nearest():
         ({"scheme": "he_normal"}, "unknown scheme 'he_normal'; did you mean 'kaiming_normal'"),
         ({"scheme": "GlorotUniform"}, "did you mean 'xavier_uniform'"),
         ({"recurrent": "orthogonal"}, "recurrent='orthogonal': the model has no recurrent layer"),
-        ({"seed": 2**64}, "seed=18446744073709551616 must be at least −2⁶³ and below 2⁶³"),
+        ({"seed": 2**64}, f"seed={2**64} must be between {-(2**63)} and {2**63 - 1}"),
         ({"recurrent": "orthogonl"}, "unknown scheme 'orthogonl'; did you mean 'orthogonal'"),
     ],
 )  # fmt: skip

@@ -1,11 +1,11 @@
 import copy
 import html
-import threading
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hammering import hammer
 from torch import nn
 
 from initlab import ModelExplorer, diagnose, init_, trace
@@ -253,20 +253,12 @@ def test_the_folds_hold_the_report_and_the_code(explorer):
 
 
 def test_many_threads_end_on_what_the_controls_say(explorer, model, batch):
-    def move(name, values):
-        for value in values:
-            explorer.controls[name].value = value
-
     moves = {
         "scheme": ["zeros", "orthogonal", "lecun_normal"],
         "site": ["fc", "conv", "stem.0"],
         "seed": range(1, 5),
     }
-    threads = [threading.Thread(target=move, args=each) for each in moves.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    hammer(explorer, **moves)
     alone = ModelExplorer(model, batch[0], target=batch[1])
     for name, values in moves.items():
         alone.controls[name].value = values[-1]
@@ -403,7 +395,7 @@ def test_what_is_no_model_or_cannot_run_raises_at_once(model):
         ModelExplorer(model, torch.ones(2, 3, 4))
 
 
-def test_an_error_is_said_and_the_picture_dimmed_until_the_next_change(model, batch, explorer):
+def test_an_error_is_said_and_the_picture_dimmed_until_the_next_change(model, explorer):
     weight = model.fc.weight
     model.fc.register_buffer("cached", weight * 2, persistent=False)  # torch cannot copy this
     explorer.controls["scheme"].value = "orthogonal"

@@ -120,6 +120,8 @@ def test_wrong_sizes_are_refused_by_name_and_value(make):
         make(3, [2.5])
     with pytest.raises(ValueError, match="widths is empty"):
         make(3, [])
+    with pytest.raises(TypeError, match="widths=4 must be a sequence"):
+        make(3, 4)
     with pytest.raises(ValueError, match="head=0 must be at least 1"):
         make(3, [4], head=0)
 

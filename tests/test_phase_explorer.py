@@ -1,10 +1,10 @@
 import subprocess
 import sys
-import threading
 import warnings
 
 import numpy as np
 import pytest
+from hammering import hammer
 
 from initlab import ACTIVATIONS, Experiment, PhaseExplorer, theory
 from initlab.explorers.phase_picture import STARTS
@@ -94,17 +94,9 @@ def test_to_the_edge_and_back(explorer):
 
 
 def test_many_threads_end_on_what_the_controls_say(explorer):
-    def move(name, values):
-        for value in values:
-            explorer.controls[name].value = value
-
     moves = {"sigma_w": [1.0, 1.3, 2.0, 1.1], "activation": ["erf", "gelu", "sin"] * 2,
              "depth": range(3, 12)}  # fmt: skip
-    threads = [threading.Thread(target=move, args=each) for each in moves.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    hammer(explorer, **moves)
     alone = PhaseExplorer("sin", 1.1, 0.3, depth=11, width=64)
     assert explorer.summary() == alone.summary()
     assert explorer.live.png == alone.live.png

@@ -934,6 +934,7 @@ def test_a_trace_becomes_a_frame_and_a_table():
         (lambda m, x: trace(m, x, batch_dim=2), ValueError, "batch_dim=2"),
         (lambda m, x: trace(m, x, statistics="momens"), ValueError, "did you mean 'moments'"),
         (lambda m, x: trace(m, x, probe="norml"), ValueError, "did you mean 'normal'"),
+        (lambda m, x: trace(m, x, seed=None), TypeError, "seed=None must be a whole number"),
         (lambda m, x: trace(m, x, loss_fn=F.mse_loss), ValueError, "without a target"),
         (lambda m, x: trace(m, x, target=[1, 2]), TypeError, "must be a tensor"),
         (lambda m, x: trace(m, x, target=torch.zeros(3, 2)), ValueError, "equal shapes"),

@@ -14,6 +14,7 @@ from initlab.explorers.controls import Number, SchemeParameters, choice
 from initlab.explorers.explorer import Explorer, button, fold
 from initlab.explorers.model_picture import RIGHT_VIEWS, ModelPicture, Seen, needs_geometry
 from initlab.explorers.model_trial import (
+    REMEDY,
     Change,
     batch_of,
     by_remedy,
@@ -29,7 +30,6 @@ from initlab.plots import QUANTITIES
 from initlab.tracing import Trace, trace
 
 AS_IS = "as it is"
-REMEDY = "the remedy"
 _NOTICEABLE = 150.0  # milliseconds
 _LONG = 1000.0  # from here on a kernel that computes is missed: it is left free
 

@@ -18,6 +18,8 @@ from initlab.layers import Slot, slots_of
 from initlab.schemes import SCHEMES, scheme
 from initlab.tracing import Trace
 
+REMEDY = "the remedy"
+
 
 @dataclass(frozen=True)
 class Change:
@@ -49,7 +51,7 @@ def by_scheme(name: str, parameters: Mapping[str, Any], seed: int, *, batch: boo
 def by_remedy(diagnosis: Diagnosis, seed: int) -> Change:
     """The remedies of all causes; what they draw comes from torch's generator, so it is seeded."""
     seeded = f"import torch\ntorch.manual_seed({seed})"
-    return Change("the remedy", joined([seeded, diagnosis.code]))
+    return Change(REMEDY, joined([seeded, diagnosis.code]))
 
 
 def changed(model: nn.Module, change: Change, batch: Any) -> tuple[nn.Module, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 import time
 from typing import Any
 
@@ -245,9 +246,7 @@ class SchemeExplorer(Explorer):
 def _work(experiment: LayerDraw) -> float:
     """Of the singular values, in operations up to a constant."""
     rows, *others = experiment.map_shape
-    columns = 1
-    for size in others:
-        columns *= size
+    columns = math.prod(others)
     return experiment.maps * rows * columns * min(rows, columns)
 
 

@@ -102,7 +102,7 @@ class SignalExplorer(Explorer):
         self._meaning.add_class("initlab-meaning")
         self._table = widgets.HTML()
         self._code = widgets.Textarea(
-            disabled=False, rows=18, layout=widgets.Layout(width="auto"), description="code"
+            rows=18, layout=widgets.Layout(width="auto"), description="code"
         )
         self._share = widgets.Text(
             description="share",
@@ -201,7 +201,7 @@ class SignalExplorer(Explorer):
     @experiment.setter
     def experiment(self, experiment: Experiment) -> None:
         if not isinstance(experiment, Experiment):
-            raise TypeError(f"experiment must be an Experiment, not {type(experiment).__name__}")
+            raise TypeError(f"experiment must be an Experiment, not a {type(experiment).__name__}")
         with self._lock:
             self._load(experiment)
             self._refresh()
@@ -355,7 +355,7 @@ class SignalExplorer(Explorer):
         )
 
     def _measure(self, *, whole: bool) -> None:
-        """Trace the experiment: whole, or in half the time what is drawn alone."""
+        """Trace the experiment: whole, or in two thirds of the time what is drawn alone."""
         right = self.controls["right"].value
         self._seen = self._experiment.run(
             weight_grad=whole or right == "weight_grad",

@@ -1,4 +1,4 @@
-"""init_(): which scheme reaches which parameter of which layer, and the report of it."""
+"""init_(): draw what a scheme reaches, in place, and report on every parameter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from initlab.activations import ElementwiseFunction
+from initlab.activations import ActivationSpec
 from initlab.activations import activation as resolve_activation
-from initlab.errors import finite_number, unknown_name
+from initlab.errors import finite_number, seed_number, unknown_name
 from initlab.initialize.reach import (
     Aim,
     Choice,
@@ -45,7 +44,6 @@ from initlab.schemes import MODES, DrawnModel, Mode, Scheme, scheme
 from initlab.tracing import Trace, preserved, trace
 
 BiasSpec = str | float | Callable[[Tensor], object] | None
-ActivationSpec = str | nn.Module | ElementwiseFunction
 BIASES = ("zeros", "pytorch_default", "normal")
 
 _STREAM = 0x9E3779B9
@@ -135,7 +133,7 @@ def init_(
     slots = slots_of(model)
     _check_lazy(slots)
     choices = choose(model, slots, request.scheme, mode, overrides or {}, only, recurrent)
-    forget = _forget_gates(slots, choices, forget_bias)
+    forget = _forget_gates(choices, forget_bias)
     whole = _WholeModel.of(model, request.scheme, slots, around, branches, run)
     gains, unknown = _gains(choices, request, around)
     check_choices(choices)
@@ -237,10 +235,7 @@ class _Generators:
     def __init__(self, seed: int | torch.Generator | None) -> None:
         given = isinstance(seed, torch.Generator)
         if seed is not None and not given:
-            if isinstance(seed, bool) or not isinstance(seed, Integral):
-                raise TypeError(f"seed={seed!r} must be a whole number, a torch.Generator or None")
-            if not -(2**63) <= (seed := int(seed)) < 2**63:
-                raise ValueError(f"seed={seed} must be at least −2⁶³ and below 2⁶³")
+            seed = seed_number(seed, others=", a torch.Generator or None")
         self.seed = seed
         self.made: dict[torch.device, torch.Generator] = {}
 
@@ -429,17 +424,15 @@ def _draw_bias(
     return _Drawn(f"constant {value:g}", 0.0)
 
 
-def _forget_gates(
-    slots: Sequence[Slot], choices: Sequence[Choice], forget_bias: float | None
-) -> list[Slot]:
+def _forget_gates(choices: Sequence[Choice], forget_bias: float | None) -> list[Slot]:
     """The biases that hold a forget gate and are to be drawn; none where none is asked for."""
     if forget_bias is None:
         return []
     finite_number("forget_bias", forget_bias)
-    gates = [c.slot for c in choices if c.slot.part.gates == 4 and c.slot.part.role == "bias"]
+    gates = [c for c in choices if c.slot.part.gates == 4 and c.slot.part.role == "bias"]
     if not gates:
         raise ValueError(f"forget_bias={forget_bias}: the model has no LSTM with biases")
-    return [c.slot for c in choices if c.slot in gates and not c.reason]
+    return [choice.slot for choice in gates if not choice.reason]
 
 
 @torch.no_grad()

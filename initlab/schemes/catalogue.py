@@ -15,15 +15,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from initlab.activations import ActivationSpec
 from initlab.activations import activation as resolve_activation
 from initlab.errors import unknown_name
 from initlab.schemes.entry import (
     ANY_TENSOR,
     MODES,
-    ActivationSpec,
     Fans,
-    Figure,
     Fill,
+    Moment,
     Parameter,
     Scheme,
 )
@@ -66,14 +66,14 @@ def _fill_orthogonal(tensor: Tensor, fans: Fans, generator: Any) -> None:
     orthogonal_(tensor, fans.gain, generator)
 
 
-def _normal_of(std: Figure) -> Fill:
+def _normal_of(std: Moment) -> Fill:
     def fill(tensor: Tensor, fans: Fans, generator: Any, **values: Any) -> None:
         nn.init.normal_(tensor, 0.0, std(fans, **values), generator=generator)
 
     return fill
 
 
-def _uniform_of(std: Figure) -> Fill:
+def _uniform_of(std: Moment) -> Fill:
     def fill(tensor: Tensor, fans: Fans, generator: Any, **values: Any) -> None:
         bound = math.sqrt(3) * std(fans, **values)
         nn.init.uniform_(tensor, -bound, bound, generator=generator)

@@ -10,19 +10,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from initlab.activations import Activation, ElementwiseFunction
+from initlab.activations import ActivationSpec
 from initlab.activations import gain as activation_gain
 from initlab.errors import finite_number, unknown_name
 
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
-MODES: tuple[Mode, ...] = ("fan_in", "fan_out", "fan_avg")
+MODES: tuple[Mode, ...] = get_args(Mode)
 Ensemble = Literal["iid", "orthogonal", "constant", "structured"]
-ActivationSpec = str | nn.Module | ElementwiseFunction | Activation
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ _WEIGHTS = {
 _NO_BIAS = ": a bias has no fan_in; init_(…, bias=…) sets biases"
 
 Fill = Callable[..., None]
-Figure = Callable[..., float]
+Moment = Callable[..., float]
+"""A mean or a standard deviation of the weights."""
 
 
 def _no_mean(fans: Fans, **_: Any) -> float:
@@ -133,9 +133,9 @@ class Scheme:
     source: str
     suits: str
     fill: Fill = field(repr=False)
-    std: Figure = field(repr=False)
+    std: Moment = field(repr=False)
     call: Callable[..., str] = field(repr=False)
-    mean: Figure = field(default=_no_mean, repr=False)
+    mean: Moment = field(default=_no_mean, repr=False)
     ensemble: Ensemble = "iid"
     gain: float | Literal["activation"] | Callable[..., float] = 1.0
     uses_gain: bool = True
@@ -170,7 +170,7 @@ class Scheme:
         """Fill ``tensor`` in place and return it.
 
         Args:
-            tensor: a weight of at least 2 dimensions, (fan_out, fan_in, *kernel).
+            tensor: a weight, (fan_out, fan_in, *kernel), of as many dimensions as ``dims`` says.
             gain: the scheme's own if not given (√2 where it would be the activation's).
             fan_in, fan_out: from the tensor's shape if not given.
             generator: torch's global one if not given.

@@ -309,7 +309,7 @@ def _unknown_std(fans: Fans, **_: Any) -> float:
 def _entry(name: str, **fields: Any) -> Scheme:
     return Scheme(
         name=name, family="whole model", fill=_drawn_by_init_, std=_unknown_std,
-        ensemble="structured", uses_gain=fields.pop("uses_gain", True), **fields,
+        ensemble="structured", **fields,
     )  # fmt: skip
 
 
@@ -397,7 +397,6 @@ MODEL_SCHEMES: tuple[Scheme, ...] = (
         call=_mup_code,
         base="kaiming_normal",
         adjust=_mup,
-        embeddings=False,
         parameters={
             "base_width": Parameter(
                 64.0, 16, 1024, "n₀, the width at which the learning rate was tuned", least=1

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from initlab.activations import ACTIVATIONS, Activation, activation
 Kind = Literal[
     "input", "affine", "activation", "norm", "add", "recurrent", "attention", "other", "output"
 ]
-KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Fans = Callable[[Tensor, Call], tuple[float, float]]

@@ -30,7 +30,7 @@ class Preserved:
     """The state of a model at one moment, and how to put it back."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = named_modules(model)
+        self.modules = list(model.named_modules())
         self._modules = [
             (module, module.__dict__.copy(), *(part.copy() for part in _registries(module)))
             for _, module in self.modules
@@ -80,20 +80,6 @@ class Preserved:
                     parameter.grad = grad
             for buffer, saved, requires_grad in self._buffers:
                 _restore_buffer(buffer, saved, requires_grad)
-
-
-def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What ``model.named_modules()`` yields; its nested generators take several times as long."""
-    found, seen, waiting = [], set(), [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        found.append((path, module))
-        children = [(name, child) for name, child in module._modules.items() if child is not None]
-        waiting += [(f"{path}.{name}" if path else name, child) for name, child in children[::-1]]
-    return found
 
 
 def _tensors_of(modules: list[tuple[str, nn.Module]], registry: str) -> list[Tensor]:

@@ -7,17 +7,17 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from initlab.errors import unknown_name
+from initlab.errors import seed_number, unknown_name
 from initlab.tracing.checkpoints import accumulate
 from initlab.tracing.measuring import quick
 from initlab.tracing.observing import Observer, Record, Wanted
-from initlab.tracing.preserving import is_lazy, named_modules, preserved
+from initlab.tracing.preserving import is_lazy, preserved
 from initlab.tracing.sites import Site, Trace
 
 Probe = Literal["normal", "rademacher"]
@@ -80,6 +80,7 @@ def trace(
     ['input', '0', '1', '2', 'output']
     """
     _check_arguments(model, inputs, model_kwargs, statistics, probe, target, loss_fn)
+    seed = seed_number(seed)
     wanted = Wanted(backward, statistics == "moments", histogram, geometry)
     kwargs = dict(model_kwargs or {})
 
@@ -135,10 +136,12 @@ def _check_arguments(
         raise TypeError(f"model={name} must be an nn.Module instance{hint}")
     if not inputs and not model_kwargs:
         raise ValueError("no inputs: trace(model, batch) needs the batch that the model is to see")
-    if statistics not in ("all", "moments"):
-        raise unknown_name("statistics", statistics, ("all", "moments"))
-    if probe not in ("normal", "rademacher"):
-        raise unknown_name("probe", probe, ("normal", "rademacher"))
+    for argument, value, choices in (
+        ("statistics", statistics, get_args(Statistics)),
+        ("probe", probe, get_args(Probe)),
+    ):
+        if value not in choices:
+            raise unknown_name(argument, value, choices)
     if loss_fn is not None and target is None:
         raise ValueError(
             "loss_fn without a target: pass target=…, or let output=… pick a scalar loss"
@@ -268,7 +271,7 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor], seen: dict[int,
 
 def _materialize(model: nn.Module, copies: _Inputs, seed: int) -> None:
     """Give lazy modules their shapes, and leave nothing else behind."""
-    lazy = [module for _, module in named_modules(model) if is_lazy(module)]
+    lazy = [module for module in model.modules() if is_lazy(module)]
     if not lazy:
         return
     with preserved(model, seed), torch.no_grad():
@@ -409,7 +412,6 @@ def _backward(
     probe: Probe,
     seed: int,
 ) -> None:
-
     root = signal if scalar is None else scalar
     if root.is_complex():
         raise ValueError("the output is complex: pick a real function of it with output=…")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from initlab.activations import activation
-from initlab.errors import finite_number, positive_int, unknown_name
+from initlab.errors import finite_number, positive_int, seed_number, unknown_name
 from initlab.initialize import InitRow, init_
 from initlab.schemes import SCHEMES, Fans, Scheme, scheme
 from initlab.weights.laws import Ensemble, WeightLaw, singular_value_law, weight_law
@@ -75,7 +75,7 @@ class LayerDraw:
     Raises:
         ValueError: an unknown name, a size below 1 or above what can be shown, groups that do not
             divide the channels, or a scheme that cannot fill this layer.
-        TypeError: a size that is not a whole number, or a parameter that the scheme lacks.
+        TypeError: a size or seed that is not a whole number, or a parameter that the scheme lacks.
 
     >>> LayerDraw("xavier_normal", layer="Conv2d", out_channels=16).code().splitlines()[3:]
     ['layer = nn.Conv2d(64, 16, 3)', 'torch.manual_seed(0)', \
@@ -101,9 +101,7 @@ class LayerDraw:
         for size in self.kind.sizes:
             positive_int(size, getattr(self, size))
         self._check_groups()
-        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
-        if not whole or not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed!r} must be a whole number from 0 to 2⁶³ − 1")
+        seed_number(self.seed, least=0)
         if self.gain is not None:
             finite_number("gain", self.gain, positive=True)
         activation(self.activation)

@@ -129,15 +129,6 @@ def test_the_gain_of_a_layers_weights_is_what_multiplies_its_signal():
 # ---- what training does
 
 
-@pytest.fixture
-def one_thread():
-    """Small layers train faster on one, and by the same numbers everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def train(model: nn.Module, inputs: Tensor, target: Tensor, lr: float, steps: int = 120) -> float:
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     loss = math.inf
@@ -152,7 +143,6 @@ def train(model: nn.Module, inputs: Tensor, target: Tensor, lr: float, steps: in
     return loss
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("depth", "fill", "fault"),
     [

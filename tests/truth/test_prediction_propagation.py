@@ -47,15 +47,6 @@ SCHEMES: dict[str, tuple[str, dict[str, Any], float | None]] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small gain nothing from a second thread, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @dataclass(frozen=True)
 class Network:
     """What a prediction needs to know; an Experiment on noise is as wide as its first layer."""
