@@ -31,9 +31,9 @@ one sample. Variances are population variances: divided by N, not N − 1.
   does not reach have None there and ``reached`` False; that is not a gradient of 0.
 - ``weight`` and ``weight_grad``: of the weight as the operation used it, and of ∂L/∂W, summed over
   all its uses where it is shared. Of a recurrent layer, the first hidden-to-hidden matrix.
-- ``fan_in``: how many terms one output sums up; ``fan_out``: how many outputs one input enters.
-  These are the true ones, also for grouped, depthwise and transposed convolutions (strides of an
-  ordinary convolution are left out of fan_out, as is custom).
+- ``fan_in``: how many terms one output sums up; ``fan_out``: how many outputs one input enters, on
+  average over inputs. These are the true ones, also for grouped, depthwise, strided and transposed
+  convolutions.
 - ``histogram``: 64 equal bins from the smallest to the largest finite element. ``cosine``: the mean
   uncentred cosine over distinct pairs of samples. ``effective_rank``: exp of the entropy of the
   singular values of the samples × units matrix, divided by their sum (Roy & Vetterli 2007). The

@@ -77,10 +77,11 @@ def _linear_fans(weight: Tensor, call: Call) -> tuple[float, float]:
 
 
 def _conv_fans(weight: Tensor, call: Call) -> tuple[float, float]:
-    """Each output reads (C_in/groups)·k² inputs; each input feeds C_out·k²/groups outputs."""
+    """Each output reads (C_in/groups)·k² inputs; each input feeds C_out·k²/(groups·s²) outputs."""
     field = math.prod(weight.shape[2:])
+    stride = _product(argument(call, 3, "stride", 1), weight.ndim - 2)
     groups = argument(call, 6, "groups", 1)
-    return weight.shape[1] * field, weight.shape[0] * field / groups
+    return weight.shape[1] * field, weight.shape[0] * field / (groups * stride)
 
 
 def _conv_transpose_fans(weight: Tensor, call: Call) -> tuple[float, float]:

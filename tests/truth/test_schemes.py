@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from initlab import init_, scheme
+from initlab import init_, scheme, trace
 
 from .reference import entry_id, table
 
@@ -195,6 +195,7 @@ def test_a_siren_keeps_its_pre_activations_at_unit_variance(omega):
 
 # ---------------------------------------------------------------- torch's fans and defaults
 
+SPACE = (8, 8)
 FANS = {
     "Conv2d(64,128,3)": lambda: nn.Conv2d(64, 128, 3),
     "Conv2d(64,128,3,groups=4)": lambda: nn.Conv2d(64, 128, 3, groups=4),
@@ -211,6 +212,11 @@ def test_fans_are_the_true_ones_and_the_report_shows_torchs_where_they_differ(en
     assert list(layer.weight.shape) == entry["weight_shape"]
     row = init_(layer, "kaiming_normal", activation="relu", mode="fan_out", seed=0)["weight"]
     assert (row.fan_in, row.fan_out) == (entry["true_fan_in"], entry["true_fan_out"])
+    batch = torch.randn(
+        2, layer.weight.shape[1] if layer.weight.ndim == 2 else 64, *SPACE[: layer.weight.ndim - 2]
+    )
+    seen = trace(layer, batch).select(kind="affine")[0]
+    assert (seen.fan_in, seen.fan_out) == (row.fan_in, row.fan_out)
     assert row.intended_std == pytest.approx(math.sqrt(2 / entry["true_fan_out"]))
     torchs = (entry["torch_fan_in"], entry["torch_fan_out"])
     assert nn.init._calculate_fan_in_and_fan_out(layer.weight) == torchs
