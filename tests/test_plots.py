@@ -146,8 +146,9 @@ def test_what_cannot_be_drawn_is_refused(measured):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             call()
-    with pytest.raises(TypeError, match="not a int"):
-        plot([1])
+    for wrong in ([1], 1):
+        with pytest.raises(TypeError, match="not a int"):
+            plot(wrong)
 
 
 def test_drawing_imports_no_pyplot_state(measured):

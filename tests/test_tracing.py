@@ -933,6 +933,7 @@ def test_a_trace_becomes_a_frame_and_a_table():
         (lambda m, x: trace(m, x[:0]), ValueError, "input has 0 samples along batch_dim 0"),
         (lambda m, x: trace(m, x, batch_dim=2), ValueError, "batch_dim=2"),
         (lambda m, x: trace(m, x, statistics="momens"), ValueError, "did you mean 'moments'"),
+        (lambda m, x: trace(m, x, batch_dim="x"), TypeError, "batch_dim='x' must be a whole"),
         (lambda m, x: trace(m, x, probe="norml"), ValueError, "did you mean 'normal'"),
         (lambda m, x: trace(m, x, seed=None), TypeError, "seed=None must be a whole number"),
         (lambda m, x: trace(m, x, loss_fn=F.mse_loss), ValueError, "without a target"),

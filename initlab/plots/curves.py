@@ -552,6 +552,8 @@ def unit_curves(trace: Trace) -> list[Curve]:
 def _named(subject: Subject | Sequence[Subject] | Mapping[str, Subject]) -> dict[str, Subject]:
     if isinstance(subject, Trace | Prediction):
         subject = [subject]
+    if not isinstance(subject, Sequence | Mapping):
+        raise TypeError(f"plot draws a Trace or a Prediction, not a {type(subject).__name__}")
     if not isinstance(subject, Mapping):
         count = sum(isinstance(each, Trace) for each in subject)
         labels = ["measured" if count == 1 else f"trace {i + 1}" for i in range(len(subject))]

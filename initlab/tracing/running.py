@@ -205,6 +205,8 @@ class _Inputs:
 
     def batch_size(self, batch_dim: int) -> int:
         """The number of samples in the first tensor; every tensor must have some."""
+        if isinstance(batch_dim, bool) or not isinstance(batch_dim, int):
+            raise TypeError(f"batch_dim={batch_dim!r} must be a whole number, such as 0")
         if not self.tensors:
             raise ValueError("no tensor among the inputs: there is nothing to trace")
         for name, tensor in self.tensors.values():
