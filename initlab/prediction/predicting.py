@@ -1,7 +1,7 @@
 """predict(): what theory says for every site of an experiment.
 
 This file says what of an experiment theory needs, and where theory is silent; how the numbers
-travel through the layers is in ``propagation.py``.
+travel through the layers is in ``propagation.py``, how they scatter in ``scattering.py``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from initlab.prediction.propagation import (
     GradientStep,
     Shared,
     Signal,
-    Step,
-    backward,
     first_step,
     next_step,
     shifted_backward,
     shifted_forward,
 )
+from initlab.prediction.scattering import Draw, backward, first_draw, next_draw
 from initlab.schemes import Scheme, scheme
-from initlab.theory import Scatter
+from initlab.theory import GapScatter, LengthLaw, Scatter
 
 _GROUPS = 8
 """Inputs of unequal length are represented by this many groups of equal size."""
@@ -99,12 +98,16 @@ class PredictedStats:
         low, high: where the measured second moment lies in 95 % of the draws of the weights (and
             of noise), at this width and batch; see ``theory.finite_width``. None where theory does
             not follow it.
+        across_low, across_high: the same of the measured variance across samples; pre-activations
+            only.
     """
 
     second_moment: float
     across_samples_var: float | None = None
     low: float | None = None
     high: float | None = None
+    across_low: float | None = None
+    across_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -265,60 +268,70 @@ class _Row:
 def _follow_centred(
     experiment: Predictable, layers: Sequence[Affine], phi: Activation, band: bool
 ) -> list[_Row]:
-    drawn = experiment.data != "noise"  # of noise theory knows the law, not the draw
-    source = _source(
-        experiment.data,
-        experiment.architecture,
-        experiment.batch_size if drawn else 0,
-        layers[0].inputs,
-        experiment.data_seed if drawn else 0,
-        phi.homogeneous is not None,
-        band,
-    )
-    steps: list[Step] = []
-    for index, layer in enumerate(layers):
-        act = None if experiment.has_head and index == len(layers) - 1 else phi
-        step = next_step(steps[-1], layer, act) if steps else first_step(source, layer, act)
-        if step is None:
-            break
-        steps.append(step)
+    source = _source(experiment, layers[0].inputs, phi)
+    draws = _drawn(source, layers, phi, experiment.has_head, band)
     gradients: list[GradientStep] = []
     at_input = None
-    if len(steps) == len(layers):
+    if len(draws) == len(layers):
         likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
-        gradients, at_input = backward(steps, likeness)
+        gradients, at_input = backward(draws, likeness)
     size = experiment.batch_size
     # Nine weights decide which taps pass a gradient that is alike all over the image.
     alike = experiment.has_head and bool(layers[0].border) and layers[0].inputs == 1
     rows = [
         _Row(
-            _stats(source, None, size),
+            _stats(source.signal, None, size),
             None if alike else _gradient_stats(at_input, size),
-            source.cosine,
+            source.signal.cosine,
             _FEW_WEIGHTS if alike and at_input else "",
         )
     ]
-    for index, step in enumerate(steps):
+    for index, draw in enumerate(draws):
+        step = draw.step
         at = gradients[index] if gradients else GradientStep(None, None)
-        pooled = step.after is None and bool(steps[index - 1].layer.border)
+        pooled = step.after is None and bool(draws[index - 1].layer.border)
         if pooled:
-            through = Gradient(step.layer.backward_factor, None)
+            through = Gradient(draw.layer.backward_factor, None)
             rows += [_Row(None, _gradient_stats(through, size))] * 2
-        forward = None if pooled else _stats(step.before, step.before.scatter, size)
+        forward = None if pooled else _stats(step.before, draw.before, size, draw.across)
         cosine = None if pooled else step.before.cosine
         rows.append(_Row(forward, _gradient_stats(at.before, size), cosine))
         if step.after is not None:
-            forward = _stats(step.after, step.after.scatter, size)
+            forward = _stats(step.after, draw.after, size)
             rows.append(_Row(forward, _gradient_stats(at.after, size), step.after.cosine))
-        if step.read is not None and step.layer.keep != 1:
-            forward = _stats(step.read, step.read.scatter, size)
+        if step.read is not None and draw.layer.keep != 1:
+            forward = _stats(step.read, draw.after, size)
             rows.append(_Row(forward, _gradient_stats(at.read, size), step.read.cosine))
     return rows
 
 
-def _stats(signal: Signal, scatter: Scatter | None, batch_size: int) -> PredictedStats:
-    second = signal.second_moment
-    return PredictedStats(second, signal.across_samples_var, *_band(second, scatter, batch_size))
+def _drawn(
+    source: Source, layers: Sequence[Affine], phi: Activation, has_head: bool, band: bool
+) -> list[Draw]:
+    """The layers as far as floats reach; a ``band`` is followed or not."""
+    draws: list[Draw] = []
+    scatter, gap = (source.scatter, source.gap) if band else (None, None)
+    for index, layer in enumerate(layers):
+        act = None if has_head and index == len(layers) - 1 else phi
+        if draws:
+            step = next_step(draws[-1].step, layer.flow, act)
+        else:
+            step = first_step(source.signal, layer.flow, act)
+        if step is None:
+            break
+        draw = next_draw(draws[-1], step, layer) if draws else first_draw(scatter, gap, step, layer)
+        draws.append(draw)
+    return draws
+
+
+def _stats(
+    signal: Signal, scatter: Scatter | None, batch_size: int, across: LengthLaw | None = None
+) -> PredictedStats:
+    second, var = signal.second_moment, signal.across_samples_var
+    across_band = (None, None)
+    if across is not None and var is not None:  # a batch's variance divides by B, not by B − 1
+        across_band = _interval(var * (1 - 1 / batch_size), across)
+    return PredictedStats(second, var, *_band(second, scatter, batch_size), *across_band)
 
 
 def _gradient_stats(gradient: Gradient | None, batch_size: int) -> PredictedStats | None:
@@ -334,35 +347,72 @@ def _band(
 ) -> tuple[float | None, float | None]:
     if scatter is None:
         return None, None
-    law = scatter.batch_law(batch_size)
+    return _interval(second_moment, scatter.batch_law(batch_size))
+
+
+def _interval(mean: float, law: LengthLaw) -> tuple[float | None, float | None]:
     if not law.log_var < 400:
         return None, None
     low, high = law.interval()
-    return second_moment * low, second_moment * high
+    return mean * low, mean * high
+
+
+@dataclass(frozen=True)
+class Source:
+    """The batch as theory sees it: a few groups by length, a few groups of pairs by angle.
+
+    ``scatter`` and ``gap`` are those of another draw of it; ``gap`` is None where the variance
+    across samples is not followed.
+    """
+
+    signal: Signal
+    scatter: Scatter
+    gap: GapScatter | None
+
+
+def _source(experiment: Predictable, inputs: int, phi: Activation) -> Source:
+    size, image = experiment.batch_size, experiment.architecture == "cnn"
+    if experiment.data == "noise":  # theory knows its law, not the draw
+        return _noise(image, inputs, size)
+    fine = phi.homogeneous is not None
+    return _given(experiment.data, image, size, inputs, experiment.data_seed, fine)
+
+
+@lru_cache
+def _white(image: bool) -> Signal:
+    ones = np.ones((1, 8, 8) if image else (1,))
+    return Signal(ones, ones, ones)
 
 
 @lru_cache(maxsize=64)
-def _source(
-    data: str, architecture: str, batch_size: int, inputs: int, seed: int, fine: bool, band: bool
-) -> Signal:
-    """The batch as theory sees it: a few groups by length, a few groups of pairs by angle."""
-    image = (1, 8, 8) if architecture == "cnn" else (1,)
-    taps = 9 if architecture == "cnn" else 1
-    if data == "noise":
-        ones = np.ones(image)
-        drawn = Scatter(single=math.log1p(2 / inputs), angle=1 / (inputs * taps))
-        return Signal(ones, ones, ones, drawn if band else None)
+def _noise(image: bool, inputs: int, batch_size: int) -> Source:
+    like = 1 / (inputs * (9 if image else 1))  # of two samples, or positions
+    numbers = inputs * batch_size * (64 if image else 1)
+    gap = GapScatter(batch_size, like, single=2 / numbers, both=2 / numbers)
+    return Source(_white(image), Scatter(single=math.log1p(2 / inputs), angle=like), gap)
+
+
+@lru_cache(maxsize=64)
+def _given(data: str, image: bool, batch_size: int, inputs: int, seed: int, fine: bool) -> Source:
     given = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double()
     x = given.numpy()
     squares = (x**2).mean(axis=1)
-    pair_lengths, pair_gaps, angle = _angles(x, _PAIRS[fine] if architecture == "mlp" else 1)
-    if architecture == "cnn":
+    pair_lengths, pair_gaps, angle = _angles(x, 1 if image else _PAIRS[fine])
+    if image:
         lengths = x[:_IMAGES].reshape(-1, 8, 8) ** 2
         lengths *= squares.mean() / lengths.mean()
     else:
         groups = np.array_split(np.sort(squares), min(_GROUPS, batch_size))
         lengths = _evenly([group.mean() for group in groups], [len(group) for group in groups])
-    return Signal(lengths, pair_lengths, pair_gaps, Scatter(angle=angle) if band else None)
+    gap = None if image else GapScatter(batch_size, _alike(x))
+    return Source(Signal(lengths, pair_lengths, pair_gaps), Scatter(angle=angle), gap)
+
+
+def _alike(x: np.ndarray) -> float:
+    """The mean square cosine between differences of samples, weighted by their squares."""
+    products = np.linalg.eigvalsh(np.cov(x, rowvar=False, ddof=0).reshape(x.shape[1], -1))
+    total = products.sum() ** 2
+    return float((products**2).sum() / total) if total > 0 else 1.0
 
 
 def _evenly(values: list[float], counts: list[int]) -> np.ndarray:
