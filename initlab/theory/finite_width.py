@@ -167,9 +167,14 @@ class Layer:
     keep: float = 1.0
 
     @cached_property
+    def near(self) -> float:
+        """A q that others share: within 3 %, or 1 where φ has no scale of its own."""
+        return 1.0 if self.phi.homogeneous else 10 ** (round(48 * math.log10(self.q)) / 48)
+
+    @cached_property
     def pairs(self) -> PairSeries:
-        """The moments of two samples at any correlation, at a q within 3 % that others share."""
-        return _pair_series(self.phi, 10 ** (round(48 * math.log10(self.q)) / 48))
+        """The moments of two samples at any correlation, at ``near``."""
+        return _pair_series(self.phi, self.near)
 
     @cached_property
     def one(self) -> list[list[float]]:
@@ -246,7 +251,7 @@ def rigidity(q: float, orthogonal: float, bias_var: float, *, uniform_bias: bool
 def activated(scatter: Scatter, layer: Layer) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the mean of φ²."""
     moments, second = layer.phi.moments(layer.q), layer.one[_VALUE][_VALUE]
-    if second == 0 or moments.second_moment == 0:
+    if second**2 == 0 or moments.second_moment == 0:  # or so small that its square is
         return scatter
     slope = layer.q * moments.slope / moments.second_moment
     fourth = layer.one[_SQUARE][_SQUARE] / second**2
@@ -266,14 +271,14 @@ def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -
     """
     after, one, two = activated(scatter, layer), layer.one, layer.two
     share = weight_var * layer.phi.moments(layer.q).second_moment / layer.keep / next_q
-    scale, keep = weight_var / next_q, layer.keep
+    scale, keep = weight_var / next_q * layer.q / layer.near, layer.keep
     second, product = one[_VALUE][_VALUE] / keep, two[_VALUE][_VALUE]
     squares, cubes, fourth = two[_SQUARE][_SQUARE], two[_CUBE][_VALUE], one[_SQUARE][_SQUARE] / keep
     c = 1 - scale * (second - product)
     strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
         squares - 2 * c * cubes + c**2 * (fourth + squares) / 2
     ) / keep**2 - (product - c * second) ** 2
-    angle = (scale * layer.q * two[_SLOPE][_SLOPE]) ** 2 * scatter.angle
+    angle = (scale * layer.near * two[_SLOPE][_SLOPE]) ** 2 * scatter.angle
     angle += scale**2 * max(strays, 0.0) / layer.width
     return Scatter(
         share**2 * after.single, share**2 * after.pair, share * after.shift, min(angle, 1.0)
@@ -297,7 +302,7 @@ class SlopeScatter:
 def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
     """The SlopeScatter of a layer with this forward scatter; None where φ' is 0."""
     second = layer.one[_SLOPE][_SLOPE]
-    if second == 0:
+    if second**2 == 0:
         return None
     single = layer.one[_SLOPE_SQUARE][_SLOPE_SQUARE] / second**2
     shared = layer.shared(signal)[_SLOPE_SQUARE][_SLOPE_SQUARE] / second**2
@@ -360,8 +365,9 @@ class GapScatter:
         added = max(shared, 0.0) * -math.expm1(-apart / 4)
         own = 1 / (1 + added)
         units = 2 * self.concentrated * (1 - rigid) / width
-        log_var = own**2 * self.single + 2 * own * (1 - own) * self.both + math.log1p(units)
+        log_var = own**2 * self.single + 2 * own * (1 - own) * self.both
         log_var += (1 - own) ** 2 * (lengths.pair + 2 * self.concentrated)
+        log_var = max(log_var, 0.0) + math.log1p(units)
         log_mean = own * self.shift + (1 - own) * lengths.shift - math.log1p(units) / 2
         return LengthLaw(math.log1p(added) + log_mean, log_var)
 
@@ -388,10 +394,10 @@ def parted(
         passed: d ln q of the next layer over d ln q.
     """
     second, slope = layer.one[_VALUE][_VALUE], layer.one[_SLOPE][_SLOPE]
-    concentrated, n, kept = gap.concentrated, layer.width, 1 - masked
-    if second == 0 or slope == 0:
+    moments = layer.phi.moments(layer.q)
+    if second**2 == 0 or slope**2 == 0 or moments.second_moment == 0:
         return gap
-    rank = 2 * concentrated
+    n, kept, rank = layer.width, 1 - masked, 2 * gap.concentrated
     of_gap = max(slopes.shared * (1 + rank) - 1 - layer.rigid * rank, 0.0) / n
     of_both = (layer.two[_SQUARE][_SLOPE_SQUARE] / (second * slope) - 1) / n
     of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] / second**2 - 1, 0.0) / n
@@ -399,17 +405,18 @@ def parted(
     if masked:
         masks = layer.one[_SQUARE][_SQUARE] / second**2 * layer.keep / (1 - layer.keep)
         fresh += masked**2 * masks / (n * gap.batch_size)
-    moments = layer.phi.moments(layer.q)
     grown = layer.q * moments.slope / moments.second_moment  # d ln E φ² / d ln q
     share = passed / grown if grown else 0.0  # of the next layer's variance, the rest is the bias
     by_gap, by_length = kept * carried, kept * (1 - carried + response) + masked * grown
     fresh = math.log1p(max(fresh, 0.0))
+    single = by_gap**2 * gap.single + 2 * by_gap * by_length * gap.both
+    single = max(single + by_length**2 * lengths.pair + fresh, 0.0)
+    both = passed * (by_gap * gap.both + by_length * lengths.pair)
+    both += share * (kept * of_both + masked * of_length)
     return GapScatter(
         gap.batch_size,
         min(carried**2 * gap.alike + slopes.shared * (1 - gap.alike) ** 2 / n, 1.0),
-        by_gap**2 * gap.single + 2 * by_gap * by_length * gap.both
-        + by_length**2 * lengths.pair + fresh,
-        passed * (by_gap * gap.both + by_length * lengths.pair)
-        + share * (kept * of_both + masked * of_length),
+        single,
+        both,
         by_gap * gap.shift + by_length * lengths.shift - fresh / 2,
-    )  # fmt: skip
+    )
