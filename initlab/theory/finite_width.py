@@ -272,14 +272,21 @@ def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -
     after, one, two = activated(scatter, layer), layer.one, layer.two
     share = weight_var * layer.phi.moments(layer.q).second_moment / layer.keep / next_q
     scale, keep = weight_var / next_q * layer.q / layer.near, layer.keep
-    second, product = one[_VALUE][_VALUE] / keep, two[_VALUE][_VALUE]
-    squares, cubes, fourth = two[_SQUARE][_SQUARE], two[_CUBE][_VALUE], one[_SQUARE][_SQUARE] / keep
-    c = 1 - scale * (second - product)
+    second = one[_VALUE][_VALUE] / keep
+    if second**2 == 0:
+        return after
+    product, squares, cubes, fourth = (  # relative to E φ², whose own size may leave float64
+        two[_VALUE][_VALUE] / second,
+        two[_SQUARE][_SQUARE] / second**2,
+        two[_CUBE][_VALUE] / second**2,
+        one[_SQUARE][_SQUARE] / keep / second**2,
+    )
+    c = 1 - scale * second * (1 - product)
     strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
         squares - 2 * c * cubes + c**2 * (fourth + squares) / 2
-    ) / keep**2 - (product - c * second) ** 2
+    ) / keep**2 - (product - c) ** 2
     angle = (scale * layer.near * two[_SLOPE][_SLOPE]) ** 2 * scatter.angle
-    angle += scale**2 * max(strays, 0.0) / layer.width
+    angle += (scale * second) ** 2 * max(strays, 0.0) / layer.width
     return Scatter(
         share**2 * after.single, share**2 * after.pair, share * after.shift, min(angle, 1.0)
     )
