@@ -198,8 +198,7 @@ def theory_curve(
         shown = 1 - 1 / prediction.batch_size if prediction.batch_size else 1.0
         rounded = theory.values < ROUNDING * curve(prediction, what, "second_moment").values
         theory = replace(theory, values=np.where(rounded, math.nan, theory.values * shown))
-        if what == "forward":
-            theory = _banded(theory, prediction, what, "across_low", "across_high")
+        theory = _banded(theory, prediction, what, "across_low", "across_high")
     elif quantity == "var" and not prediction.centred:
         return None
     else:  # E h = 0, so that variance and second moment agree

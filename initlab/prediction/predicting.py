@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Protocol, overload
@@ -98,8 +98,8 @@ class PredictedStats:
         low, high: where the measured second moment lies in 95 % of the draws of the weights (and
             of noise), at this width and batch; see ``theory.finite_width``. None where theory does
             not follow it.
-        across_low, across_high: the same of the measured variance across samples; pre-activations
-            only.
+        across_low, across_high: the same of the measured variance across samples; of gradients and
+            pre-activations only.
     """
 
     second_moment: float
@@ -131,13 +131,16 @@ class PredictedSite:
 class Prediction:
     """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none.
 
-    ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0.
+    ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0. ``unsaid`` holds
+    a sentence for everything that theory does not say of any site here: "across_samples_var",
+    "cosine", "var", "band".
     """
 
     sites: tuple[PredictedSite, ...]
     reason: str = ""
     batch_size: int | None = None
     centred: bool = True
+    unsaid: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -187,7 +190,8 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
     else:
         rows = _follow_shifted(experiment, layers, phi)
     sites = tuple(_sites(experiment, rows))
-    return Prediction(sites, batch_size=experiment.batch_size, centred=centred)
+    unsaid = _unsaid(experiment, centred)
+    return Prediction(sites, "", experiment.batch_size, centred, unsaid)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
@@ -209,6 +213,25 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
     if experiment.architecture == "cnn" and _constant(experiment.bias):
         return "No theory is drawn: for convolutions it is for a constant bias of 0 only."
     return ""
+
+
+def _unsaid(experiment: Predictable, centred: bool) -> dict[str, str]:
+    """What theory says of no site of a network, each with the reason."""
+    if not centred:
+        told_apart = "it is for weights and biases of mean 0."
+        return {
+            "across_samples_var": f"No theory is drawn of what tells inputs apart: {told_apart}",
+            "cosine": f"No theory is drawn of what tells inputs apart: {told_apart}",
+            "var": "No theory is drawn of the variance: with weights or biases of nonzero mean it "
+            "is not the second moment.",
+            "band": f"No band is drawn: {told_apart}",
+        }
+    if experiment.architecture == "cnn" and experiment.data != "noise":
+        pixels = (
+            "No theory is drawn of what tells images apart: it depends on how alike pixels are."
+        )
+        return {"across_samples_var": pixels, "cosine": pixels}
+    return {}
 
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
@@ -338,8 +361,10 @@ def _gradient_stats(gradient: Gradient | None, batch_size: int) -> PredictedStat
     """Gradients of different samples are independent in direction: all of E δ² is across them."""
     if gradient is None or not math.isfinite(gradient.second_moment):
         return None
-    second = gradient.second_moment
-    return PredictedStats(second, second, *_band(second, gradient.scatter, batch_size))
+    second, shown = gradient.second_moment, 1 - 1 / batch_size
+    band = _band(second, gradient.scatter, batch_size)
+    across_band = (None if bound is None else shown * bound for bound in band)
+    return PredictedStats(second, second, *band, *across_band)
 
 
 def _band(

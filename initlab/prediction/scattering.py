@@ -123,7 +123,10 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
     if draw.kernel is None or below.read is None or not step.before.second_moment > 0:
         return Draw(step, layer, None, None)
     at, following = draw.at, factor * below.read.second_moment + layer.bias_var
-    kernel = advanced(draw.kernel, at, factor, following * at.q / below.before.second_moment)
+    next_q = following / below.before.second_moment * at.q
+    if not 0 < next_q < math.inf:
+        return Draw(step, layer, None, None)
+    kernel = advanced(draw.kernel, at, factor, next_q)
     if draw.gap is None or draw.slopes is None:
         return Draw(step, layer, kernel, None)
     response, _ = draw.response

@@ -251,11 +251,11 @@ def rigidity(q: float, orthogonal: float, bias_var: float, *, uniform_bias: bool
 def activated(scatter: Scatter, layer: Layer) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the mean of φ²."""
     moments, second = layer.phi.moments(layer.q), layer.one[_VALUE][_VALUE]
-    if second**2 == 0 or moments.second_moment == 0:  # or so small that its square is
+    if second * second == 0 or moments.second_moment == 0:  # or so small that its square is
         return scatter
     slope = layer.q * moments.slope / moments.second_moment
-    fourth = layer.one[_SQUARE][_SQUARE] / second**2
-    shared = layer.shared(scatter)[_SQUARE][_SQUARE] / second**2
+    fourth = layer.one[_SQUARE][_SQUARE] / (second * second)
+    shared = layer.shared(scatter)[_SQUARE][_SQUARE] / (second * second)
     kept = 2 * slope**2 * layer.rigid
     return scatter.step(
         slope,
@@ -273,13 +273,13 @@ def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -
     share = weight_var * layer.phi.moments(layer.q).second_moment / layer.keep / next_q
     scale, keep = weight_var / next_q * layer.q / layer.near, layer.keep
     second = one[_VALUE][_VALUE] / keep
-    if second**2 == 0:
+    if second * second == 0:
         return after
     product, squares, cubes, fourth = (  # relative to E φ², whose own size may leave float64
         two[_VALUE][_VALUE] / second,
-        two[_SQUARE][_SQUARE] / second**2,
-        two[_CUBE][_VALUE] / second**2,
-        one[_SQUARE][_SQUARE] / keep / second**2,
+        two[_SQUARE][_SQUARE] / (second * second),
+        two[_CUBE][_VALUE] / (second * second),
+        one[_SQUARE][_SQUARE] / keep / (second * second),
     )
     c = 1 - scale * second * (1 - product)
     strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
@@ -309,10 +309,10 @@ class SlopeScatter:
 def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
     """The SlopeScatter of a layer with this forward scatter; None where φ' is 0."""
     second = layer.one[_SLOPE][_SLOPE]
-    if second**2 == 0:
+    if second * second == 0:
         return None
-    single = layer.one[_SLOPE_SQUARE][_SLOPE_SQUARE] / second**2
-    shared = layer.shared(signal)[_SLOPE_SQUARE][_SLOPE_SQUARE] / second**2
+    single = layer.one[_SLOPE_SQUARE][_SLOPE_SQUARE] / (second * second)
+    shared = layer.shared(signal)[_SLOPE_SQUARE][_SLOPE_SQUARE] / (second * second)
     return SlopeScatter(layer.width, single, shared, layer.two[_SLOPE][_SLOPE] / second)
 
 
@@ -402,15 +402,15 @@ def parted(
     """
     second, slope = layer.one[_VALUE][_VALUE], layer.one[_SLOPE][_SLOPE]
     moments = layer.phi.moments(layer.q)
-    if second**2 == 0 or slope**2 == 0 or moments.second_moment == 0:
+    if second * second == 0 or slope * slope == 0 or moments.second_moment == 0:
         return gap
     n, kept, rank = layer.width, 1 - masked, 2 * gap.concentrated
     of_gap = max(slopes.shared * (1 + rank) - 1 - layer.rigid * rank, 0.0) / n
     of_both = (layer.two[_SQUARE][_SLOPE_SQUARE] / (second * slope) - 1) / n
-    of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] / second**2 - 1, 0.0) / n
+    of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] / (second * second) - 1, 0.0) / n
     fresh = kept**2 * of_gap + 2 * kept * masked * of_both + masked**2 * of_length
     if masked:
-        masks = layer.one[_SQUARE][_SQUARE] / second**2 * layer.keep / (1 - layer.keep)
+        masks = layer.one[_SQUARE][_SQUARE] / (second * second) * layer.keep / (1 - layer.keep)
         fresh += masked**2 * masks / (n * gap.batch_size)
     grown = layer.q * moments.slope / moments.second_moment  # d ln E φ² / d ln q
     share = passed / grown if grown else 0.0  # of the next layer's variance, the rest is the bias
