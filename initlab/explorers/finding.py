@@ -51,7 +51,8 @@ def finding(
 
 
 def silence(prediction: Prediction, what: str, quantity: str = "second_moment") -> str:
-    """Why theory draws no line, no band, or less than all of them; "" where it draws all.
+    """Why theory draws no line, no band, or less than all of them, or where not to trust it;
+    "" where there is nothing to say.
 
     Cosines have no band, and what is 0 in theory none around it.
     """
@@ -70,7 +71,7 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     if theory is None or not np.isfinite(theory.values).all():
         return f"In theory too it is {bare.note}." if bare.note else _ROUNDED
     if what == "cosine" or _has_band(theory):
-        return ""
+        return prediction.unsaid.get("backward", "") if what == "backward" else ""
     return prediction.unsaid.get("band", _BOUNDLESS)
 
 

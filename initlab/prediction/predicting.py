@@ -47,6 +47,11 @@ _FEW_WEIGHTS = (
     "gradient behind an average over the image to be independent of it."
 )
 
+_POOLED = (
+    "Behind an average over an image the gradients of its pixels are alike, and those of a few "
+    "channels lie above theory's line."
+)
+
 _SUMS = 2.0 ** np.arange(-12, 4)
 """Noise under weights of nonzero mean: by sums over its features between these, in deviations,
 crowding where a saturating activation changes sides."""
@@ -133,7 +138,7 @@ class Prediction:
 
     ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0. ``unsaid`` holds
     a sentence for everything that theory does not say of any site here: "across_samples_var",
-    "cosine", "var", "band".
+    "cosine", "var", "band"; and under "backward" where its line is no more than a first guess.
     """
 
     sites: tuple[PredictedSite, ...]
