@@ -47,6 +47,8 @@ _FEW_WEIGHTS = (
     "gradient behind an average over the image to be independent of it."
 )
 
+_OVERFLOW = "The signal overflows here."
+
 _POOLED = (
     "Behind an average over an image the gradients of its pixels are alike, and those of a few "
     "channels lie above theory's line."
@@ -326,6 +328,9 @@ def _follow_centred(
         rows.append(_Row(forward, _gradient_stats(at.before, size), cosine))
         if step.after is not None:
             forward = _stats(step.after, draw.after, size)
+            if not math.isfinite(forward.second_moment):  # φ may square what is still finite
+                rows.append(_Row(None, _gradient_stats(at.after, size), None, _OVERFLOW))
+                break
             rows.append(_Row(forward, _gradient_stats(at.after, size), step.after.cosine))
         if step.read is not None and draw.layer.keep != 1:
             forward = _stats(step.read, draw.after, size)
@@ -383,8 +388,8 @@ def _band(
 def _interval(mean: float, law: LengthLaw) -> tuple[float | None, float | None]:
     if not law.log_var < 400:
         return None, None
-    low, high = law.interval()
-    return mean * low, mean * high
+    low, high = (mean * factor for factor in law.interval())
+    return (low, high) if math.isfinite(high) else (None, None)
 
 
 @dataclass(frozen=True)
@@ -529,18 +534,17 @@ def _sums(data: str, batch_size: int, features: int, seed: int) -> tuple[Shared,
 
 def _sites(experiment: Predictable, rows: Sequence[_Row]) -> Iterator[PredictedSite]:
     names = list(_names(experiment))
-    overflow = "The signal overflows here."
     pooled = "No theory is drawn: the average over an image depends on how alike its pixels are."
     missing = "The forward signal overflows further on."
     last = rows[-1] if len(rows) == len(names) - 1 else None
     for index, (name, kind, depth) in enumerate(names):
         row = rows[index] if index < len(rows) else last if index == len(rows) else None
         if row is None:
-            yield PredictedSite(name, kind, depth, None, None, overflow)
+            yield PredictedSite(name, kind, depth, None, None, _OVERFLOW)
             continue
         reason = row.reason or ("" if row.backward else missing)
         if row.forward is None:
-            reason = pooled
+            reason = row.reason or pooled
         yield PredictedSite(name, kind, depth, row.forward, row.backward, reason, row.cosine)
 
 

@@ -268,9 +268,9 @@ def next_step(step: Step, flow: Flow, phi: Activation | None) -> Step | None:
 
 def _step(signal: Signal, flow: Flow, phi: Activation | None, passed: float) -> Step | None:
     lengths = flow.factor * flow.blur(signal.lengths) + flow.bias_var
-    if not lengths.max() < OVERFLOW:
-        return None
     pair_lengths = flow.factor * flow.blur(signal.pair_lengths) + flow.bias_var
+    if not max(lengths.max(), pair_lengths.max()) < OVERFLOW:
+        return None
     pair_gaps = flow.factor * flow.blur(signal.pair_gaps)
     return Step(flow, phi, Signal(lengths, pair_lengths, pair_gaps), passed)
 

@@ -127,6 +127,8 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
     if not 0 < next_q < math.inf:
         return Draw(step, layer, None, None)
     kernel = advanced(draw.kernel, at, factor, next_q)
+    if not math.isfinite(kernel.single + kernel.pair + kernel.shift):
+        return Draw(step, layer, None, None)
     if draw.gap is None or draw.slopes is None:
         return Draw(step, layer, kernel, None)
     response, _ = draw.response
