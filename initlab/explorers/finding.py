@@ -29,6 +29,7 @@ _BEYOND = {
 _ROUNDED = (
     "What theory says of it is not drawn where float32's rounding is larger, below 10⁻¹² of E h²."
 )
+_ZERO = "In theory too it is 0 there, which no line shows."
 _BOUNDLESS = "The band is wider than can be drawn."
 
 
@@ -69,7 +70,7 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     if unknown and (reason := next((site.reason for site in unknown if site.reason), "")):
         return reason
     if theory is None or not np.isfinite(theory.values).all():
-        return f"In theory too it is {bare.note}." if bare.note else _ROUNDED
+        return _ZERO if bare.note else _ROUNDED
     if what == "cosine" or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
     return prediction.unsaid.get("band", _BOUNDLESS)
