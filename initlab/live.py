@@ -18,6 +18,8 @@ import numpy as np
 import traitlets
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 
 FRONT_END = """
 function prepareControls(root) {
@@ -131,6 +133,12 @@ _BACKGROUNDS = 8  # kept as pixels, some 2 MB each
 class LiveFigure(anywidget.AnyWidget):
     """Shows a matplotlib figure as an ``<img>`` with alt text and a read-out under the pointer.
 
+    Args:
+        figure: what to show.
+        cells: for each of its Axes the part of the figure that holds it and all of its texts,
+            (left, bottom, right, top) in fractions; together they are the figure. Each then keeps
+            backgrounds of its own, so that one that changes costs but its own part.
+
     Attributes:
         figure: the figure; the caller owns its artists.
         alt: what the picture says, in words.
@@ -151,32 +159,32 @@ class LiveFigure(anywidget.AnyWidget):
     dimmed = traitlets.Bool(False).tag(sync=True)
     hint = traitlets.Unicode("Point at the picture for its numbers.").tag(sync=True)
 
-    def __init__(self, figure: Figure, **kwargs: Any) -> None:
+    def __init__(
+        self, figure: Figure, cells: Sequence[tuple[float, ...]] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.figure = figure
         self.png = b""
         self.timing: dict[str, float] = {}
+        self._cells = cells
         self._backgrounds: dict[object, Any] = {}  # the latest last
 
-    def refresh(self, moving: Sequence[Artist], background: object, alt: str | None = None) -> None:
+    def refresh(self, moving: Sequence[Artist], background: Any, alt: str | None = None) -> None:
         """Draw and send the picture.
 
         Args:
             moving: artists that are drawn over the kept background; they are ``animated``.
-            background: what else is in the picture; equal only to that of an equal rest.
+            background: what else is in the picture; equal only to that of an equal rest. One for
+                each cell, if there are cells.
             alt: the new alt text; None leaves it, where it takes time and may follow.
         """
         start = time.perf_counter()
         canvas: Any = self.figure.canvas
-        pixels = self._backgrounds.pop(background, None)
-        if pixels is None:
-            canvas.draw()
-            pixels = canvas.copy_from_bbox(self.figure.bbox)
+        if self._cells:
+            for index, each in enumerate(background):
+                self._restore(index, each)
         else:
-            canvas.restore_region(pixels)
-        self._backgrounds[background] = pixels
-        if len(self._backgrounds) > _BACKGROUNDS:
-            del self._backgrounds[next(iter(self._backgrounds))]
+            self._restore(None, background)
         for artist in moving:
             self.figure.draw_artist(artist)
         drawn = time.perf_counter()
@@ -190,6 +198,32 @@ class LiveFigure(anywidget.AnyWidget):
             self.source, self.dimmed = source, False
             if alt is not None:
                 self.alt = alt
+
+    def _restore(self, cell: int | None, background: object) -> None:
+        """Bring a cell's background, or the whole figure's, onto the canvas."""
+        canvas: Any = self.figure.canvas
+        pixels = self._backgrounds.pop((cell, background), None)
+        if pixels is not None:
+            canvas.restore_region(pixels)
+        elif cell is None:
+            canvas.draw()
+            pixels = canvas.copy_from_bbox(self.figure.bbox)
+        else:
+            pixels = self._paint(cell)
+        self._backgrounds[cell, background] = pixels
+        if len(self._backgrounds) > _BACKGROUNDS * max(len(self._cells), 1):
+            del self._backgrounds[next(iter(self._backgrounds))]
+
+    def _paint(self, cell: int) -> Any:
+        """Draw one Axes onto an empty cell; its pixels."""
+        canvas: Any = self.figure.canvas
+        corners = self.figure.transFigure.transform(np.reshape(self._cells[cell], (2, 2))).round()
+        empty = Rectangle(tuple(corners[0]), *(corners[1] - corners[0]), antialiased=False,
+                          color=self.figure.get_facecolor(), linewidth=0)  # fmt: skip
+        empty.set_figure(self.figure)
+        for artist in (empty, self.figure.axes[cell]):
+            self.figure.draw_artist(artist)
+        return canvas.copy_from_bbox(Bbox(corners))
 
     def boxes(self) -> list[list[float]]:
         """Where each Axes lies: left, top, right, bottom in fractions of the image."""

@@ -1,13 +1,15 @@
 import re
 import threading
+from itertools import product
 
+import numpy as np
 import pytest
 from hammering import hammer
 
-from initlab import Experiment, SignalExplorer
-from initlab.explorers.finding import finding
+from initlab import ACTIVATIONS, ARCHITECTURES, SCHEMES, Experiment, SignalExplorer
+from initlab.explorers.finding import finding, silence
 from initlab.explorers.signal import RIGHT_VIEWS
-from initlab.plots import QUANTITIES
+from initlab.plots import QUANTITIES, theory_curve
 
 START = Experiment(depth=6, width=16, batch_size=32)
 
@@ -339,3 +341,70 @@ def test_what_theory_expects_to_vanish_is_no_chance():
     words = finding(experiment, experiment.run(), experiment.predict())
     assert words.startswith("The signal vanishes")
     assert "one draw" not in words
+
+
+# ---- no value, no sentence
+
+
+DRAWN = [
+    (what, quantity)
+    for what in ("forward", "backward", "cosine", "weight_grad", "units", "histograms")
+    for quantity in (QUANTITIES if what in ("forward", "backward") else ("second_moment",))
+]
+
+
+def as_theory_knows(scheme: str) -> tuple:
+    """Schemes of equal figures are one case to theory."""
+    chosen = SCHEMES[scheme]
+    figures = chosen.weight_std(16, 16, 1.0), chosen.weight_std(8, 32, 2.0)
+    return (*figures, chosen.weight_mean(16, 16), chosen.ensemble, chosen.bias, chosen.uses_gain)
+
+
+def assert_drawn_or_said(experiment: Experiment) -> None:
+    prediction = experiment.predict()
+    for what, quantity in DRAWN:
+        words = silence(prediction, what, quantity)
+        theory = theory_curve(prediction, what, quantity)
+        whole = theory is not None and np.isfinite(theory.values).all()
+        if whole and what != "cosine":
+            whole = theory.low is not None and np.isfinite([theory.low, theory.high]).all()
+        doubtful = what == "backward" and what in prediction.unsaid
+        assert (whole and not doubtful) != bool(words), (what, quantity, words)
+        assert not words or (words[0].isupper() and words.endswith(".")), words
+
+
+@pytest.mark.parametrize(("architecture", "phi"), list(product(ARCHITECTURES, ACTIVATIONS)))
+def test_theory_is_drawn_with_its_band_or_the_explorer_says_why_not(architecture, phi):
+    small = Experiment(architecture=architecture, activation=phi, depth=2, width=16, batch_size=20)
+    for scheme in {as_theory_knows(name): name for name in small.schemes}.values():
+        gain = 1.2 if scheme == "critical" else None  # not every activation has a critical one
+        for data in ("noise", "digits"):
+            assert_drawn_or_said(small.replace(scheme=scheme, gain=gain, data=data))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bias": 0.3},
+        {"norm": "batch"},
+        {"dropout": 0.3},
+        {"loss": "cross_entropy"},
+        {"depth": 400, "scheme": "normal", "scheme_params": {"std": 2.0}},
+        {"depth": 100, "activation": "tanh", "scheme": "normal", "scheme_params": {"std": 0.1}},
+        {"depth": 300, "activation": "gelu"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_so_it_is_for_other_biases_norms_losses_and_depths(architecture, changes):
+    assert_drawn_or_said(Experiment(**({"architecture": architecture, "width": 16} | changes)))
+
+
+def test_the_status_says_why_theory_is_silent_of_what_is_drawn():
+    explorer = SignalExplorer(Experiment(architecture="cnn", depth=3, width=8, batch_size=16))
+    assert "No theory" not in explorer.status
+    explorer.controls["quantity"].value = "across_samples_var"
+    assert "No theory is drawn of what tells images apart" in explorer.status
+    explorer.controls["quantity"].value = "second_moment"
+    explorer.controls["right"].value = "weight_grad"
+    assert "No theory is drawn of weight gradients" in explorer.status

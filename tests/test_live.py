@@ -5,7 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from initlab import Experiment, SignalExplorer
+from initlab import Experiment, PhaseExplorer, SignalExplorer
+from initlab.explorers.phase_picture import CELLS
 from initlab.live import LiveFigure
 from initlab.plots import Panel, Picture, curve
 
@@ -53,6 +54,41 @@ def test_every_step_of_the_explorer_equals_a_full_redraw():
         explorer._draw()
         np.testing.assert_array_equal(blitted, pixels(explorer.live.png))
         assert explorer.status in explorer.live.alt
+
+
+def test_every_point_of_the_plane_equals_a_full_redraw_of_the_figure():
+    """Its Axes keep backgrounds of their own: none reaches beyond its cell."""
+    explorer = PhaseExplorer("tanh", 1.5, 0.3, depth=20, width=64)
+    steps = (
+        {"sigma_w": 2.9},
+        {"sigma_b": 0.9},
+        {"sigma_w": 0.3, "sigma_b": 0.0},
+        {"depth": 60},
+        {"activation": "relu", "sigma_w": 1.8},
+        {"sigma_b": 0.1},
+        {"activation": "tanh", "sigma_w": 1.5, "sigma_b": 0.3, "depth": 20},
+    )
+    dressed = set()
+    for step in steps:
+        for name, value in step.items():
+            explorer.controls[name].value = value
+        dressed.add(explorer._picture.background)
+        cells = pixels(explorer.live.png)
+        canvas: Any = explorer.figure.canvas
+        canvas.draw()
+        for artist in explorer._picture.moving:
+            explorer.figure.draw_artist(artist)
+        np.testing.assert_array_equal(cells, np.asarray(canvas.buffer_rgba())[..., :3])
+    assert len(dressed) == len(steps) - 1  # the axes did step
+
+
+def test_the_cells_of_the_plane_are_its_figure():
+    covered = np.zeros((1000, 1000), int)
+    for left, bottom, right, top in CELLS:
+        across, up = (slice(round(1000 * a), round(1000 * b))
+                      for a, b in ((left, right), (bottom, top)))  # fmt: skip
+        covered[up, across] += 1
+    assert (covered == 1).all()
 
 
 def test_a_refresh_brings_alt_text_and_ends_dimming():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from initlab.experiment import Experiment
-from initlab.plots import HEALTHY, Curve, curve, theory_curve
+from initlab.plots import HEALTHY, VIEWS, Curve, curve, theory_curve
 from initlab.prediction import Prediction, predict
 from initlab.tracing import Trace
 
@@ -19,10 +20,27 @@ _SUBJECTS = {
 }
 
 
+_BEYOND = {
+    "weight_grad": "No theory is drawn of weight gradients: they join the signal and its gradient, "
+    "which it follows one by one.",
+    "units": "No theory is drawn of units: it follows means over them.",
+    "histograms": "No theory is drawn of histograms: it follows their spread alone.",
+}
+_ROUNDED = (
+    "What theory says of it is not drawn where float32's rounding is larger, below 10⁻¹² of E h²."
+)
+_ZERO = "In theory too it is 0 there, which no line shows."
+_BOUNDLESS = "The band is wider than can be drawn."
+
+
 def finding(
-    experiment: Experiment, trace: Trace, prediction: Prediction, quantity: str = "second_moment"
+    experiment: Experiment,
+    trace: Trace,
+    prediction: Prediction,
+    quantity: str = "second_moment",
+    views: Sequence[str] = ("forward", "backward"),
 ) -> str:
-    """One or two sentences on what the picture shows, and why theory is silent where it is."""
+    """A few sentences on what the pictures show, and why theory is silent where it is."""
     subject = _SUBJECTS[quantity]
     forward = curve(trace, "forward", quantity)
     backward = curve(trace, "backward")
@@ -31,9 +49,39 @@ def finding(
     parts = [_forward(subject, forward, ahead), _backward(backward, back)]
     if not (_holds(forward, ahead) and _holds(backward, back)):
         parts.append(_cure(experiment, quantity))
+    parts += [silence(prediction, what, quantity) for what in views]
+    return " ".join(dict.fromkeys(part for part in parts if part))
+
+
+def silence(prediction: Prediction, what: str, quantity: str = "second_moment") -> str:
+    """Why theory draws no line, no band, or less than all of them, or where not to trust it;
+    "" where there is nothing to say.
+
+    Cosines have no band, and what is 0 in theory none around it.
+    """
     if prediction.reason:
-        parts.append(prediction.reason)
-    return " ".join(part for part in parts if part)
+        return prediction.reason
+    if what in _BEYOND:
+        return _BEYOND[what]
+    key = "cosine" if what == "cosine" else quantity
+    theory, bare = theory_curve(prediction, what, quantity), curve(prediction, what, quantity)
+    if what != "backward" and theory is None and key in prediction.unsaid:
+        return prediction.unsaid[key]
+    sites = [site for site in prediction if site.kind in VIEWS[what].kinds]
+    unknown = [site for site in sites if getattr(site, VIEWS[what].field) is None]
+    if unknown and (reason := next((site.reason for site in unknown if site.reason), "")):
+        return reason
+    if theory is None or not np.isfinite(theory.values).all():
+        return _ZERO if bare.note else _ROUNDED
+    if what == "cosine" or _has_band(theory):
+        return prediction.unsaid.get("backward", "") if what == "backward" else ""
+    return prediction.unsaid.get("band", _BOUNDLESS)
+
+
+def _has_band(theory: Curve) -> bool:
+    if theory.low is None or theory.high is None:
+        return False
+    return bool(np.isfinite(theory.low).all() and np.isfinite(theory.high).all())
 
 
 def _forward(subject: str, signal: Curve, theory: Curve | None) -> str:

@@ -14,7 +14,7 @@ from initlab.experiment import Experiment
 from initlab.explorers.controls import Number, choice
 from initlab.explorers.draggable import DraggableFigure
 from initlab.explorers.explorer import Explorer, button, fold
-from initlab.explorers.phase_picture import STARTS, Course, PhasePicture
+from initlab.explorers.phase_picture import CELLS, STARTS, Course, PhasePicture
 from initlab.explorers.phase_point import (
     Forecast,
     finding,
@@ -80,7 +80,7 @@ class PhaseExplorer(Explorer):
         self.measured: Course | None = None
         self._picture = PhasePicture()
         self.figure = self._picture.figure
-        self.live = DraggableFigure(self.figure)
+        self.live = DraggableFigure(self.figure, CELLS)
         self.live.area = [float(edge) for edge in self.live.boxes()[0]]
         self.controls = self._make_controls()
         self._code = widgets.Textarea(

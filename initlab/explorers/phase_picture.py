@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,15 @@ class View:
     measured: Course
 
 
+CELLS = (  # of the plane, the maps of q and c, and q and c along the depth
+    (0.0, 0.0, 0.43, 1.0),
+    (0.43, 0.487, 0.72, 1.0),
+    (0.72, 0.487, 1.0, 1.0),
+    (0.43, 0.0, 0.72, 0.487),
+    (0.72, 0.0, 1.0, 0.487),
+)
+
+
 class PhasePicture:
     """The figure and its artists; ``moving`` are drawn anew for every point, over the rest."""
 
@@ -93,10 +103,8 @@ class PhasePicture:
         """Show this point of this activation's plane, in a network of this depth."""
         top = _length_axis(view)
         limits = _signal_axis(view)
-        background = (name, nice_depth(depth), top, limits, _free_heights(view, limits))
-        if background != self.background:
-            self._dress(name, plane, *background[1:])
-            self.background = background
+        end, (of_q, of_c) = nice_depth(depth), _free_heights(view, limits)
+        self._dress(plane, (name,), (top,), (1.0,), (end, limits, of_q), (end, of_c))
         self._show_reach(name, plane, depth)
         self._show_point(view)
         self._show_maps(view, top)
@@ -104,36 +112,36 @@ class PhasePicture:
 
     # ------------------------------------------------------------ what stays
 
-    def _dress(
-        self,
-        name: str,
-        plane: Plane,
-        depth: int,
-        top: float,
-        limits: tuple[float, float],
-        heights: tuple[float, float],
-    ) -> None:
-        if self.background[:1] != (name,):
-            self._dress_plane(name, plane)
-        self._dress_map(self.length, "Length map", "q", top)
-        self._dress_map(self.correlation, "Correlation map", "c", 1.0)
-        for ax, title in ((self.signal, "q, layer by layer"), (self.angle, "c of two inputs")):
-            _calm(ax, title, "layer")
-            ax.set_xlim(-0.02 * depth, 1.02 * depth)
-            ax.set_xticks(np.linspace(0, depth, 3 if depth % 4 else 5).round().astype(int))
+    def _dress(self, plane: Plane, *wanted: tuple) -> None:
+        """Give every Axes what it stands on, where that has changed."""
+        dress = (
+            partial(self._dress_plane, plane),
+            partial(self._dress_map, self.length, "Length map", "q"),
+            partial(self._dress_map, self.correlation, "Correlation map", "c"),
+            self._dress_signal,
+            self._dress_angle,
+        )
+        before = self.background or (None,) * len(dress)
+        for paint, now, last in zip(dress, wanted, before, strict=True):
+            if now != last:
+                paint(*now)
+        self.background = wanted
+
+    def _dress_signal(self, depth: int, limits: tuple[float, float], height: float) -> None:
+        _dress_layers(self.signal, "q, layer by layer", depth)
         self.signal.set_yscale("log")
         self.signal.set_ylim(*limits)
+        self._words["theory"].set_position((0.97, height))
+        self._words["measured"].set_position((0.8, height))
+
+    def _dress_angle(self, depth: int, height: float) -> None:
+        _dress_layers(self.angle, "c of two inputs", depth)
         self.angle.set_ylim(-0.06, 1.06)
         self.angle.set_yticks([0, 0.5, 1])
-        for key, x, y in (
-            ("theory", 0.97, heights[0]),
-            ("measured", 0.8, heights[0]),
-            ("high start", 0.97, heights[1] + 0.13),
-            ("low start", 0.97, heights[1]),
-        ):
-            self._words[key].set_position((x, y))
+        self._words["high start"].set_position((0.97, height + 0.13))
+        self._words["low start"].set_position((0.97, height))
 
-    def _dress_plane(self, name: str, plane: Plane) -> None:
+    def _dress_plane(self, plane: Plane, name: str) -> None:
         ax = self.plane
         for artist in self._drawn_in_plane:
             if artist.axes is not None:  # a contour line's label goes with it
@@ -363,6 +371,12 @@ def _calm(ax: Any, title: str, xlabel: str) -> None:
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color("#999999")
+
+
+def _dress_layers(ax: Any, title: str, depth: int) -> None:
+    _calm(ax, title, "layer")
+    ax.set_xlim(-0.02 * depth, 1.02 * depth)
+    ax.set_xticks(np.linspace(0, depth, 3 if depth % 4 else 5).round().astype(int))
 
 
 def _distance_inside(region: np.ndarray) -> np.ndarray:

@@ -382,7 +382,8 @@ class SignalExplorer(Explorer):
         self.timing |= {"draw": draw, "encode": encode}
         # What follows says the same in words and numbers; first the thread that sends has its turn.
         time.sleep(0.001)
-        words = finding(self._experiment, self._seen, self.prediction, quantity)
+        views = ("forward", right)
+        words = finding(self._experiment, self._seen, self.prediction, quantity, views)
         self.live.alt = f"Signal per layer. {words}"
         self.live.readout = self._readout()
         self._say(words)

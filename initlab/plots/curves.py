@@ -37,6 +37,9 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#E69F00", "#222222"
 _CYCLE = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (YELLOW, "v"))
 
+ROUNDING = 1e-12
+"""The share of E h² below which a variance across samples is that of float32's rounding."""
+
 HEALTHY = (0.1, 10.0)
 """The zone shaded as healthy: within a factor of 10 of 1."""
 
@@ -193,17 +196,27 @@ def theory_curve(
         theory = curve(prediction, what, quantity, "theory")
         # A variance over a batch divides by B, not by B − 1.
         shown = 1 - 1 / prediction.batch_size if prediction.batch_size else 1.0
-        theory = replace(theory, values=theory.values * shown)
+        rounded = theory.values < ROUNDING * curve(prediction, what, "second_moment").values
+        theory = replace(theory, values=np.where(rounded, math.nan, theory.values * shown))
+        theory = _banded(theory, prediction, what, "across_low", "across_high")
     elif quantity == "var" and not prediction.centred:
         return None
     else:  # E h = 0, so that variance and second moment agree
         theory = curve(prediction, what, "second_moment", "theory")
-        low, high = (curve(prediction, what, bound).values for bound in ("low", "high"))
-        if np.isfinite(low).any():
-            theory = replace(
-                theory, label="theory, 95\u00a0%\u00a0of\u00a0draws", low=low, high=high
-            )
+        theory = _banded(theory, prediction, what, "low", "high")
     return theory if np.isfinite(theory.values).any() else None
+
+
+def _banded(theory: Curve, prediction: Prediction, what: str, lowest: str, highest: str) -> Curve:
+    """The curve with its band, as far as it is drawn itself; without one if there is none."""
+    drawn = np.isfinite(theory.values)
+    low, high = (
+        np.where(drawn, curve(prediction, what, bound).values, math.nan)
+        for bound in (lowest, highest)
+    )
+    if not np.isfinite(low).any():
+        return theory
+    return replace(theory, label="theory, 95\u00a0%\u00a0of\u00a0draws", low=low, high=high)
 
 
 def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:

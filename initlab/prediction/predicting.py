@@ -1,14 +1,14 @@
 """predict(): what theory says for every site of an experiment.
 
 This file says what of an experiment theory needs, and where theory is silent; how the numbers
-travel through the layers is in ``propagation.py``.
+travel through the layers is in ``propagation.py``, how they scatter in ``scattering.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Protocol, overload
@@ -24,15 +24,14 @@ from initlab.prediction.propagation import (
     GradientStep,
     Shared,
     Signal,
-    Step,
-    backward,
     first_step,
     next_step,
     shifted_backward,
     shifted_forward,
 )
+from initlab.prediction.scattering import Draw, backward, first_draw, next_draw
 from initlab.schemes import Scheme, scheme
-from initlab.theory import Scatter
+from initlab.theory import GapScatter, LengthLaw, Scatter
 
 _GROUPS = 8
 """Inputs of unequal length are represented by this many groups of equal size."""
@@ -46,6 +45,13 @@ _IMAGES = 64
 _FEW_WEIGHTS = (
     "No theory is drawn of the input's gradient: a kernel of 9 weights is too small for the "
     "gradient behind an average over the image to be independent of it."
+)
+
+_OVERFLOW = "The signal overflows here."
+
+_POOLED = (
+    "Behind an average over an image the gradients of its pixels are alike, and those of a few "
+    "channels lie above theory's line."
 )
 
 _SUMS = 2.0 ** np.arange(-12, 4)
@@ -99,12 +105,16 @@ class PredictedStats:
         low, high: where the measured second moment lies in 95 % of the draws of the weights (and
             of noise), at this width and batch; see ``theory.finite_width``. None where theory does
             not follow it.
+        across_low, across_high: the same of the measured variance across samples; of gradients and
+            pre-activations only.
     """
 
     second_moment: float
     across_samples_var: float | None = None
     low: float | None = None
     high: float | None = None
+    across_low: float | None = None
+    across_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,13 +138,16 @@ class PredictedSite:
 class Prediction:
     """Theory's counterpart of a Trace: its sites in order, or the ``reason`` why there are none.
 
-    ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0.
+    ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0. ``unsaid`` holds
+    a sentence for everything that theory does not say of any site here: "across_samples_var",
+    "cosine", "var", "band"; and under "backward" where its line is no more than a first guess.
     """
 
     sites: tuple[PredictedSite, ...]
     reason: str = ""
     batch_size: int | None = None
     centred: bool = True
+    unsaid: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -184,7 +197,8 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
     else:
         rows = _follow_shifted(experiment, layers, phi)
     sites = tuple(_sites(experiment, rows))
-    return Prediction(sites, batch_size=experiment.batch_size, centred=centred)
+    unsaid = _unsaid(experiment, centred)
+    return Prediction(sites, "", experiment.batch_size, centred, unsaid)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
@@ -206,6 +220,25 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
     if experiment.architecture == "cnn" and _constant(experiment.bias):
         return "No theory is drawn: for convolutions it is for a constant bias of 0 only."
     return ""
+
+
+def _unsaid(experiment: Predictable, centred: bool) -> dict[str, str]:
+    """What theory says of no site of a network, each with the reason."""
+    if not centred:
+        told_apart = "it is for weights and biases of mean 0."
+        return {
+            "across_samples_var": f"No theory is drawn of what tells inputs apart: {told_apart}",
+            "cosine": f"No theory is drawn of what tells inputs apart: {told_apart}",
+            "var": "No theory is drawn of the variance: with weights or biases of nonzero mean it "
+            "is not the second moment.",
+            "band": f"No band is drawn: {told_apart}",
+        }
+    if experiment.architecture == "cnn" and experiment.data != "noise":
+        pixels = (
+            "No theory is drawn of what tells images apart: it depends on how alike pixels are."
+        )
+        return {"across_samples_var": pixels, "cosine": pixels}
+    return {}
 
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
@@ -265,68 +298,83 @@ class _Row:
 def _follow_centred(
     experiment: Predictable, layers: Sequence[Affine], phi: Activation, band: bool
 ) -> list[_Row]:
-    drawn = experiment.data != "noise"  # of noise theory knows the law, not the draw
-    source = _source(
-        experiment.data,
-        experiment.architecture,
-        experiment.batch_size if drawn else 0,
-        layers[0].inputs,
-        experiment.data_seed if drawn else 0,
-        phi.homogeneous is not None,
-        band,
-    )
-    steps: list[Step] = []
-    for index, layer in enumerate(layers):
-        act = None if experiment.has_head and index == len(layers) - 1 else phi
-        step = next_step(steps[-1], layer, act) if steps else first_step(source, layer, act)
-        if step is None:
-            break
-        steps.append(step)
+    source = _source(experiment, layers[0].inputs, phi)
+    draws = _drawn(source, layers, phi, experiment.has_head, band)
     gradients: list[GradientStep] = []
     at_input = None
-    if len(steps) == len(layers):
+    if len(draws) == len(layers):
         likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
-        gradients, at_input = backward(steps, likeness)
+        gradients, at_input = backward(draws, likeness)
     size = experiment.batch_size
     # Nine weights decide which taps pass a gradient that is alike all over the image.
     alike = experiment.has_head and bool(layers[0].border) and layers[0].inputs == 1
     rows = [
         _Row(
-            _stats(source, None, size),
+            _stats(source.signal, None, size),
             None if alike else _gradient_stats(at_input, size),
-            source.cosine,
+            source.signal.cosine,
             _FEW_WEIGHTS if alike and at_input else "",
         )
     ]
-    for index, step in enumerate(steps):
+    for index, draw in enumerate(draws):
+        step = draw.step
         at = gradients[index] if gradients else GradientStep(None, None)
-        pooled = step.after is None and bool(steps[index - 1].layer.border)
+        pooled = step.after is None and bool(draws[index - 1].layer.border)
         if pooled:
-            through = Gradient(step.layer.backward_factor, None)
+            through = Gradient(draw.layer.backward_factor, None)
             rows += [_Row(None, _gradient_stats(through, size))] * 2
-        forward = None if pooled else _stats(step.before, step.before.scatter, size)
+        forward = None if pooled else _stats(step.before, draw.before, size, draw.across)
         cosine = None if pooled else step.before.cosine
         rows.append(_Row(forward, _gradient_stats(at.before, size), cosine))
         if step.after is not None:
-            forward = _stats(step.after, step.after.scatter, size)
+            forward = _stats(step.after, draw.after, size)
+            if not math.isfinite(forward.second_moment):  # φ may square what is still finite
+                rows.append(_Row(None, _gradient_stats(at.after, size), None, _OVERFLOW))
+                break
             rows.append(_Row(forward, _gradient_stats(at.after, size), step.after.cosine))
-        if step.read is not None and step.layer.keep != 1:
-            forward = _stats(step.read, step.read.scatter, size)
+        if step.read is not None and draw.layer.keep != 1:
+            forward = _stats(step.read, draw.after, size)
             rows.append(_Row(forward, _gradient_stats(at.read, size), step.read.cosine))
     return rows
 
 
-def _stats(signal: Signal, scatter: Scatter | None, batch_size: int) -> PredictedStats:
-    second = signal.second_moment
-    return PredictedStats(second, signal.across_samples_var, *_band(second, scatter, batch_size))
+def _drawn(
+    source: Source, layers: Sequence[Affine], phi: Activation, has_head: bool, band: bool
+) -> list[Draw]:
+    """The layers as far as floats reach; a ``band`` is followed or not."""
+    draws: list[Draw] = []
+    scatter, gap = (source.scatter, source.gap) if band else (None, None)
+    for index, layer in enumerate(layers):
+        act = None if has_head and index == len(layers) - 1 else phi
+        if draws:
+            step = next_step(draws[-1].step, layer.flow, act)
+        else:
+            step = first_step(source.signal, layer.flow, act)
+        if step is None:
+            break
+        draw = next_draw(draws[-1], step, layer) if draws else first_draw(scatter, gap, step, layer)
+        draws.append(draw)
+    return draws
+
+
+def _stats(
+    signal: Signal, scatter: Scatter | None, batch_size: int, across: LengthLaw | None = None
+) -> PredictedStats:
+    second, var = signal.second_moment, signal.across_samples_var
+    across_band = (None, None)
+    if across is not None and var is not None:  # a batch's variance divides by B, not by B − 1
+        across_band = _interval(var * (1 - 1 / batch_size), across)
+    return PredictedStats(second, var, *_band(second, scatter, batch_size), *across_band)
 
 
 def _gradient_stats(gradient: Gradient | None, batch_size: int) -> PredictedStats | None:
     """Gradients of different samples are independent in direction: all of E δ² is across them."""
     if gradient is None or not math.isfinite(gradient.second_moment):
         return None
-    second = gradient.second_moment
-    return PredictedStats(second, second, *_band(second, gradient.scatter, batch_size))
+    second, shown = gradient.second_moment, 1 - 1 / batch_size
+    band = _band(second, gradient.scatter, batch_size)
+    across_band = (None if bound is None else shown * bound for bound in band)
+    return PredictedStats(second, second, *band, *across_band)
 
 
 def _band(
@@ -334,35 +382,72 @@ def _band(
 ) -> tuple[float | None, float | None]:
     if scatter is None:
         return None, None
-    law = scatter.batch_law(batch_size)
+    return _interval(second_moment, scatter.batch_law(batch_size))
+
+
+def _interval(mean: float, law: LengthLaw) -> tuple[float | None, float | None]:
     if not law.log_var < 400:
         return None, None
-    low, high = law.interval()
-    return second_moment * low, second_moment * high
+    low, high = (mean * factor for factor in law.interval())
+    return (low, high) if math.isfinite(high) else (None, None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The batch as theory sees it: a few groups by length, a few groups of pairs by angle.
+
+    ``scatter`` and ``gap`` are those of another draw of it; ``gap`` is None where the variance
+    across samples is not followed.
+    """
+
+    signal: Signal
+    scatter: Scatter
+    gap: GapScatter | None
+
+
+def _source(experiment: Predictable, inputs: int, phi: Activation) -> Source:
+    size, image = experiment.batch_size, experiment.architecture == "cnn"
+    if experiment.data == "noise":  # theory knows its law, not the draw
+        return _noise(image, inputs, size)
+    fine = phi.homogeneous is not None
+    return _given(experiment.data, image, size, inputs, experiment.data_seed, fine)
+
+
+@lru_cache
+def _white(image: bool) -> Signal:
+    ones = np.ones((1, 8, 8) if image else (1,))
+    return Signal(ones, ones, ones)
 
 
 @lru_cache(maxsize=64)
-def _source(
-    data: str, architecture: str, batch_size: int, inputs: int, seed: int, fine: bool, band: bool
-) -> Signal:
-    """The batch as theory sees it: a few groups by length, a few groups of pairs by angle."""
-    image = (1, 8, 8) if architecture == "cnn" else (1,)
-    taps = 9 if architecture == "cnn" else 1
-    if data == "noise":
-        ones = np.ones(image)
-        drawn = Scatter(single=math.log1p(2 / inputs), angle=1 / (inputs * taps))
-        return Signal(ones, ones, ones, drawn if band else None)
+def _noise(image: bool, inputs: int, batch_size: int) -> Source:
+    like = 1 / (inputs * (9 if image else 1))  # of two samples, or positions
+    numbers = inputs * batch_size * (64 if image else 1)
+    gap = GapScatter(batch_size, like, single=2 / numbers, both=2 / numbers)
+    return Source(_white(image), Scatter(single=math.log1p(2 / inputs), angle=like), gap)
+
+
+@lru_cache(maxsize=64)
+def _given(data: str, image: bool, batch_size: int, inputs: int, seed: int, fine: bool) -> Source:
     given = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double()
     x = given.numpy()
     squares = (x**2).mean(axis=1)
-    pair_lengths, pair_gaps, angle = _angles(x, _PAIRS[fine] if architecture == "mlp" else 1)
-    if architecture == "cnn":
+    pair_lengths, pair_gaps, angle = _angles(x, 1 if image else _PAIRS[fine])
+    if image:
         lengths = x[:_IMAGES].reshape(-1, 8, 8) ** 2
         lengths *= squares.mean() / lengths.mean()
     else:
         groups = np.array_split(np.sort(squares), min(_GROUPS, batch_size))
         lengths = _evenly([group.mean() for group in groups], [len(group) for group in groups])
-    return Signal(lengths, pair_lengths, pair_gaps, Scatter(angle=angle) if band else None)
+    gap = None if image else GapScatter(batch_size, _alike(x))
+    return Source(Signal(lengths, pair_lengths, pair_gaps), Scatter(angle=angle), gap)
+
+
+def _alike(x: np.ndarray) -> float:
+    """The mean square cosine between differences of samples, weighted by their squares."""
+    products = np.linalg.eigvalsh(np.cov(x, rowvar=False, ddof=0).reshape(x.shape[1], -1))
+    total = products.sum() ** 2
+    return float((products**2).sum() / total) if total > 0 else 1.0
 
 
 def _evenly(values: list[float], counts: list[int]) -> np.ndarray:
@@ -449,18 +534,17 @@ def _sums(data: str, batch_size: int, features: int, seed: int) -> tuple[Shared,
 
 def _sites(experiment: Predictable, rows: Sequence[_Row]) -> Iterator[PredictedSite]:
     names = list(_names(experiment))
-    overflow = "The signal overflows here."
     pooled = "No theory is drawn: the average over an image depends on how alike its pixels are."
     missing = "The forward signal overflows further on."
     last = rows[-1] if len(rows) == len(names) - 1 else None
     for index, (name, kind, depth) in enumerate(names):
         row = rows[index] if index < len(rows) else last if index == len(rows) else None
         if row is None:
-            yield PredictedSite(name, kind, depth, None, None, overflow)
+            yield PredictedSite(name, kind, depth, None, None, _OVERFLOW)
             continue
         reason = row.reason or ("" if row.backward else missing)
         if row.forward is None:
-            reason = pooled
+            reason = row.reason or pooled
         yield PredictedSite(name, kind, depth, row.forward, row.backward, reason, row.cosine)
 
 

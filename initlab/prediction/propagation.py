@@ -3,16 +3,17 @@
 Weights of mean zero, i.i.d. or orthogonal: E h² = fan_in·Var(W)·E φ²(√q z) + Var(b) (He et al.
 2015, eq. 7, for any activation) and backward E δ² = E φ'²(√q z)·fan_out·Var(W)·E δ'² (eq. 13), per
 group of inputs and per position of an image; with the gap between two samples (Poole et al. 2016,
-eq. 5) and the scatter of one draw (``theory.finite_width``). Weights or biases of nonzero mean move
-all units together: there each input's sum over the units is followed too. Gradients are relative to
-the output's.
+eq. 5). None of it depends on the width but through fan_in·Var(W), so that networks of most schemes
+share it at any width; what does is in ``scattering``. Weights or biases of nonzero mean move all
+units together: there each input's sum over the units is followed too. Gradients are relative to the
+output's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -20,21 +21,30 @@ import torch
 
 from initlab.activations import Activation
 from initlab.expectations import gaussian_expectation
-from initlab.theory import (
-    Layer,
-    Scatter,
-    SlopeScatter,
-    activated,
-    advanced,
-    passed_back,
-    rigidity,
-    slope_scatter,
-)
+from initlab.theory import Scatter, rigidity
 
 OVERFLOW = 1e290
 """A second moment from which on float64 cannot follow."""
 
-_SCATTER_RANGE = 1e-60, 1e60  # outside it E φ⁴ leaves float64; and there φ has no scale of its own
+
+@dataclass(frozen=True)
+class Flow:
+    """All of an affine layer that second moments depend on at infinite width.
+
+    ``factor`` is fan_in·Var(W); the rest is as in ``Affine``.
+    """
+
+    factor: float
+    bias_var: float
+    keep: float
+    border: str
+
+    def blur(self, image: np.ndarray) -> np.ndarray:
+        """The mean over a kernel's taps of (groups, 8, 8) second moments; else unchanged."""
+        if not self.border or image.ndim < 3:
+            return image
+        rows, columns = (_taps(size, self.border) for size in image.shape[-2:])
+        return rows @ image @ columns.T
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,10 @@ class Affine:
     border: str = ""
 
     @cached_property
-    def forward_factor(self) -> float:
-        """fan_in·Var(W), to 14 digits: networks of equal theory then share their moments."""
-        return float(f"{self.inputs * self.taps * self.var:.14g}")
+    def flow(self) -> Flow:
+        """fan_in·Var(W) to 14 digits: networks of equal theory then share their moments."""
+        factor = float(f"{self.inputs * self.taps * self.var:.14g}")
+        return Flow(factor, self.bias_var, self.keep, self.border)
 
     @property
     def backward_factor(self) -> float:
@@ -78,13 +89,6 @@ class Affine:
     def rigidity_below(self) -> float:
         """The same for the gradients that it passes down."""
         return min(1.0, self.inputs / self.outputs) if self.orthogonal and self.taps == 1 else 0.0
-
-    def blur(self, image: np.ndarray) -> np.ndarray:
-        """The mean over a kernel's taps of (groups, 8, 8) second moments; else unchanged."""
-        if not self.border or image.ndim < 3:
-            return image
-        rows, columns = (_taps(size, self.border) for size in image.shape[-2:])
-        return rows @ image @ columns.T
 
 
 @lru_cache
@@ -122,21 +126,6 @@ def _each(phi: Activation, q: np.ndarray, field: str) -> np.ndarray:
     return np.exp(_interpolated(phi, field)(np.log(q.clip(*_INTERPOLATED))))
 
 
-def _log_slopes(phi: Activation, log_q: float) -> float:
-    """ln E φ'² at one length, between knots that all networks share."""
-    low, high = (math.log(end) for end in _SCATTER_RANGE)
-    place = min(max(log_q, low), high) * _KNOTS
-    below = math.floor(place)
-    first, second = _log_slopes_at(phi, below), _log_slopes_at(phi, below + 1)
-    return first + (place - below) * (second - first)
-
-
-@lru_cache(maxsize=8192)
-def _log_slopes_at(phi: Activation, knot: int) -> float:
-    return math.log(max(phi.moments(math.exp(knot / _KNOTS)).derivative_second_moment, 1e-300))
-
-
-_KNOTS = 8  # per e-fold of q
 _INTERPOLATED = (1e-12, 1e12)
 
 
@@ -162,17 +151,20 @@ class Signal:
         lengths: E x², of shape (groups,), or (groups, 8, 8) for images.
         pair_lengths, pair_gaps: of pairs of samples, √(E x²·E y²) and that minus E xy. Of shapes
             like ``lengths``; or of shape (1,), where only a typical pair is followed.
-        scatter: of one draw of the weights; None where it is not followed.
     """
 
     lengths: np.ndarray
     pair_lengths: np.ndarray
     pair_gaps: np.ndarray
-    scatter: Scatter | None
 
     @cached_property
     def second_moment(self) -> float:
         return float(self.lengths.mean())
+
+    @cached_property
+    def gap(self) -> float:
+        """The mean of ``pair_gaps``."""
+        return float(self.pair_gaps.mean())
 
     @cached_property
     def across_samples_var(self) -> float | None:
@@ -180,7 +172,7 @@ class Signal:
         if self.pair_gaps.ndim != self.lengths.ndim:
             return None
         unequal = self.second_moment - float(self.pair_lengths.mean())
-        return float(self.pair_gaps.mean()) + max(unequal, 0.0)
+        return self.gap + max(unequal, 0.0)
 
     @cached_property
     def cosine(self) -> float | None:
@@ -198,48 +190,38 @@ class Signal:
     def decorrelation(self) -> float:
         """1 − c of a typical pair."""
         size = float(self.pair_lengths.mean())
-        return min(max(float(self.pair_gaps.mean()) / size, 0.0), 2.0) if size > 0 else 0.0
+        return min(max(self.gap / size, 0.0), 2.0) if size > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One layer: the signal before and after its activation, as a mean over its units.
 
-    ``kernel`` is the scatter of the pre-activations' variance, from which the next layer's follows.
-    Networks that begin alike share their steps, and with them what is computed here once.
+    ``passed`` is d ln q of it over d ln q of the layer below, 0 in the first. Networks that begin
+    alike share their steps, and with them what is computed here once.
     """
 
-    layer: Affine
+    flow: Flow
     phi: Activation | None
     before: Signal
-    kernel: Scatter | None
+    passed: float
 
     @cached_property
     def after(self) -> Signal | None:
         if self.phi is None:
             return None
         lengths = _second_moments(self.phi, self.before.lengths)
-        pair_lengths, pair_gaps = _paired(self.before, self.phi)
-        scatter = activated(self.kernel, self.at(self.phi)) if self.kernel is not None else None
-        return Signal(lengths, pair_lengths, pair_gaps, scatter)
+        return Signal(lengths, *_paired(self.before, self.phi))
 
     @cached_property
     def read(self) -> Signal | None:
         """The activations as the next layer reads them, behind dropout."""
-        keep, after = self.layer.keep, self.after
+        keep, after = self.flow.keep, self.after
         if after is None or keep == 1:
             return after
         # Masks are drawn for each sample, so that E xy stays while E x² grows by 1/keep.
         gaps = after.pair_gaps + after.pair_lengths * (1 / keep - 1)
-        return Signal(after.lengths / keep, after.pair_lengths / keep, gaps, after.scatter)
-
-    def at(self, phi: Activation) -> Layer:
-        """The layer as its finite width sees it."""
-        q = self.before.second_moment
-        rigid, (low, high) = self.layer.rigidity(q), _SCATTER_RANGE
-        decorrelation = self.before.decorrelation
-        q = min(max(q, low), high)
-        return Layer(phi, self.layer.outputs, q, decorrelation, rigid, self.layer.keep)
+        return Signal(after.lengths / keep, after.pair_lengths / keep, gaps)
 
     @cached_property
     def slopes(self) -> np.ndarray | None:
@@ -247,70 +229,50 @@ class Step:
         return None if self.phi is None else _slopes(self.phi, self.before.lengths)
 
     @cached_property
-    def slope_scatter(self) -> SlopeScatter | None:
-        """What φ' adds to the scatter of a gradient; None where no scatter is followed."""
-        if self.phi is None or self.kernel is None:
-            return None
-        return slope_scatter(self.kernel, self.at(self.phi))
+    def masked(self) -> float:
+        """The share of the gap between two samples that dropout's masks make."""
+        if self.after is None or self.read is None or not self.read.gap > 0:
+            return 0.0
+        return 1 - self.after.gap / self.read.gap
 
     @cached_property
-    def slope_response(self) -> tuple[float, float]:
-        """What scattered lengths do to ln E φ'²: its change per ln q, and by how much its mean is
-        off that at the mean-field length.
+    def carried(self) -> float:
+        """d ln gap after φ over d ln gap before it, at given lengths: the share that φ carries on.
 
-        Taken between one deviation below and one above, not at a point: over what a deep network
-        scatters, E φ'² bends.
+        At most 1, since in powers of c all coefficients of E φφ are positive.
         """
-        if self.phi is None or self.kernel is None or not self.before.second_moment > 0:
-            return 0.0, 0.0
-        at, stray = math.log(self.before.second_moment), math.sqrt(self.kernel.single) + 1e-3
-        points = (at, at + self.kernel.shift - stray, at + self.kernel.shift + stray)
-        here, low, high = (_log_slopes(self.phi, point) for point in points)
-        return (high - low) / (2 * stray), (high + low) / 2 - here
-
-    @cached_property
-    def slope(self) -> float:
-        """d E φ² / d q."""
-        return 0.0 if self.phi is None else self.phi.moments(self.before.second_moment).slope
+        q, apart = self.before.second_moment, self.before.decorrelation
+        if self.phi is None or self.after is None or not (q > 0 and self.after.gap > 0):
+            return 1.0
+        return min(self.phi.slope_product(q, apart) * self.before.gap / self.after.gap, 1.0)
 
 
-@lru_cache(maxsize=8192)
-def first_step(source: Signal, layer: Affine, phi: Activation | None) -> Step | None:
+@lru_cache(maxsize=2048)
+def first_step(source: Signal, flow: Flow, phi: Activation | None) -> Step | None:
     """The first layer; None where its second moments leave the range of floats."""
-    return _step(source, source.scatter, layer, phi)
+    return _step(source, flow, phi, 0.0)
 
 
-@lru_cache(maxsize=8192)
-def next_step(step: Step, layer: Affine, phi: Activation | None) -> Step | None:
+@lru_cache(maxsize=2048)
+def next_step(step: Step, flow: Flow, phi: Activation | None) -> Step | None:
     """The layer that reads a step's activation; None where second moments overflow."""
-    signal, inner = step.read, step.phi
+    signal, inner, q = step.read, step.phi, step.before.second_moment
     assert signal is not None  # only the last layer may lack an activation
     assert inner is not None
-    kernel, factor = step.kernel, layer.forward_factor
-    following = factor * signal.second_moment + layer.bias_var
-    if kernel is not None and following > 0:
-        at = step.at(inner)
-        kernel = advanced(kernel, at, factor, following * at.q / step.before.second_moment)
-    else:
-        kernel = None
-    return _step(signal, kernel, layer, phi)
+    following = flow.factor * signal.second_moment + flow.bias_var
+    passed = 0.0
+    if q > 0 and following > 0:
+        passed = flow.factor / step.flow.keep * inner.moments(q).slope * q / following
+    return _step(signal, flow, phi, passed)
 
 
-def _step(
-    signal: Signal, kernel: Scatter | None, layer: Affine, phi: Activation | None
-) -> Step | None:
-    factor = layer.forward_factor
-    lengths = factor * layer.blur(signal.lengths) + layer.bias_var
-    if not lengths.max() < OVERFLOW:
+def _step(signal: Signal, flow: Flow, phi: Activation | None, passed: float) -> Step | None:
+    lengths = flow.factor * flow.blur(signal.lengths) + flow.bias_var
+    pair_lengths = flow.factor * flow.blur(signal.pair_lengths) + flow.bias_var
+    if not max(lengths.max(), pair_lengths.max()) < OVERFLOW:
         return None
-    pair_lengths = factor * layer.blur(signal.pair_lengths) + layer.bias_var
-    pair_gaps = factor * layer.blur(signal.pair_gaps)
-    before = Signal(lengths, pair_lengths, pair_gaps, None)
-    q = before.second_moment
-    if kernel is None or not q > 0:
-        return Step(layer, phi, before, None)
-    spread = kernel.over_units(layer.outputs, before.decorrelation, layer.rigidity(q))
-    return Step(layer, phi, replace(before, scatter=spread), kernel)
+    pair_gaps = flow.factor * flow.blur(signal.pair_gaps)
+    return Step(flow, phi, Signal(lengths, pair_lengths, pair_gaps), passed)
 
 
 def _paired(before: Signal, phi: Activation) -> tuple[np.ndarray, np.ndarray]:
@@ -345,86 +307,39 @@ class GradientStep:
     read: Gradient | None = None
 
 
-def backward(steps: Sequence[Step], likeness: float) -> tuple[list[GradientStep], Gradient]:
-    """The gradients of every layer, from the first on, and that of the input.
+@dataclass(frozen=True)
+class Shares:
+    """What is left of E δ² on its way down: behind φ (None where there is none), then behind Wᵀ."""
 
-    A last layer without an activation reads the mean over the image of the layer below it.
+    slope: float | None
+    kept: float
 
-    Args:
-        steps: the layers from the input on.
-        likeness: the mean square cosine between two samples' gradients at the output.
+
+@lru_cache(maxsize=16)
+def gradient_shares(steps: tuple[Step, ...]) -> list[Shares]:
+    """Of every layer, from the first on; fan_out·Var(W) and dropout apart.
+
+    Where lengths differ, between inputs or positions, what one layer leaves weighs in the next. A
+    last layer without an activation reads the mean over the image of the layer below it.
     """
-    rows: list[GradientStep] = []
-    image = np.ones_like(steps[-1].before.lengths)
-    scatter, below = Scatter(angle=likeness), Scatter()
-    rigid = 1.0  # relative to the output's gradient, the output's own draw does not scatter
-    followed = all(step.kernel is not None for step in steps)
-    drifts = _drifts(steps) if followed else [(0.0, 0.0, 0.0)] * (len(steps) + 1)
-
-    def gradient(values: np.ndarray, at: Scatter, drift: tuple[float, float, float]) -> Gradient:
-        size = float(values.mean()) if values.size > 1 else values.item()
-        if not followed:
-            return Gradient(size, None)
-        single, pair, shift = at.single + drift[0], at.pair + drift[1], at.shift + drift[2]
-        return Gradient(size, Scatter(single, pair, shift, at.angle))
-
+    rows: list[Shares] = []
+    image = np.ones_like(steps[-1].before.lengths)  # its mean stays 1, and no product underflows
     for index in range(len(steps) - 1, -1, -1):
-        step = steps[index]
-        after = read = None
+        step, slope, kept = steps[index], None, 1.0
         if step.slopes is not None:
-            read = gradient(image, below, drifts[index + 1])
-            image = image / step.layer.keep
-            after = gradient(image, below, drifts[index + 1])
-            image = image * step.slopes
-            if followed and step.slope_scatter is not None:
-                scatter = passed_back(scatter, step.slope_scatter, rigid)
-        rows.append(GradientStep(after, gradient(image, scatter, drifts[index]), read))
+            image, slope = _normalized(image * step.slopes)
         lower = steps[index - 1].before.lengths.shape if index else step.before.lengths.shape
-        if not step.layer.border and len(lower) == 3:  # the head under the average over positions
-            image = image.mean() / (lower[1] * lower[2]) ** 2 * np.ones(lower)
-        image = step.layer.backward_factor * step.layer.blur(image)
-        rigid = step.layer.rigidity_below
-        if followed:
-            below = scatter.over_units(step.layer.inputs, 1.0, rigid)
-    return rows[::-1], gradient(image, below, drifts[0])
-
-
-def _drifts(steps: Sequence[Step]) -> list[tuple[float, float, float]]:
-    """How much the scatter of the lengths adds to that of the gradient, at each layer and above.
-
-    The gradient is a product over the layers of E φ'², each a function of that layer's length. The
-    deviations of the lengths pass from layer to layer, so they add up before they are squared.
-    Returns (single, pair) log-(co)variances and the shift of the mean logarithm at each layer, and
-    zeros above the last.
-    """
-    rows = [(0.0, 0.0, 0.0)]
-    phi = steps[0].phi
-    if phi is None or phi.homogeneous:
-        return rows * (len(steps) + 1)
-    reach = fresh_single = fresh_pair = shift = 0.0
-    for index in range(len(steps) - 1, -1, -1):
-        step = steps[index]
-        here = step.kernel or Scatter()
-        passed = 0.0
-        if index + 1 < len(steps):
-            above = steps[index + 1]
-            passed = _log_slope(step, above)
-            new = above.kernel or Scatter()
-            fresh_single += reach**2 * max(new.single - passed**2 * here.single, 0.0)
-            fresh_pair += reach**2 * max(new.pair - passed**2 * here.pair, 0.0)
-        response, offset = step.slope_response
-        reach, shift = passed * reach + response, shift + offset
-        single, pair = reach**2 * here.single + fresh_single, reach**2 * here.pair + fresh_pair
-        rows.append((single, pair, shift))
+        if not step.flow.border and len(lower) == 3:  # the head under the average over positions
+            image, kept = np.ones(lower), 1 / (lower[1] * lower[2]) ** 2
+        else:
+            image, kept = _normalized(step.flow.blur(image))
+        rows.append(Shares(slope, kept))
     return rows[::-1]
 
 
-def _log_slope(step: Step, above: Step) -> float:
-    """d ln q' / d ln q from one layer to the next."""
-    q, following = step.before.second_moment, above.before.second_moment
-    if not (q > 0 and following > 0):
-        return 0.0
-    return above.layer.forward_factor / step.layer.keep * step.slope * q / following
+def _normalized(image: np.ndarray) -> tuple[np.ndarray, float]:
+    mean = float(image.mean()) if image.size > 1 else image.item()
+    return (image / mean if mean > 0 else np.ones_like(image)), mean
 
 
 # ---------------------------------------------------------------- weights or biases of nonzero mean

@@ -5,6 +5,7 @@
 """
 
 from initlab.theory.finite_width import (
+    GapScatter,
     Layer,
     LengthLaw,
     Scatter,
@@ -12,6 +13,7 @@ from initlab.theory.finite_width import (
     activated,
     advanced,
     inactive_fraction,
+    parted,
     passed_back,
     relu_length_law,
     rigidity,
@@ -40,10 +42,10 @@ from initlab.theory.mean_field import (
 )
 
 __all__ = [
-    "ActivationSpec", "DepthScales", "FixedPoint", "JacobianSpectrum", "Layer", "LengthLaw",
-    "Scatter", "SlopeScatter", "activated", "advanced", "chi_1", "correlation_fixed_point",
-    "correlation_map", "critical_length", "critical_sigma_w", "depth_scales", "edge_of_chaos",
-    "fixed_points", "inactive_fraction", "jacobian_spectrum", "length_map", "length_map_slope",
-    "padding_profile", "passed_back", "relu_length_law", "residual_correlations",
-    "residual_lengths", "rigidity", "settled_length", "slope_scatter",
+    "ActivationSpec", "DepthScales", "FixedPoint", "GapScatter", "JacobianSpectrum", "Layer",
+    "LengthLaw", "Scatter", "SlopeScatter", "activated", "advanced", "chi_1",
+    "correlation_fixed_point", "correlation_map", "critical_length", "critical_sigma_w",
+    "depth_scales", "edge_of_chaos", "fixed_points", "inactive_fraction", "jacobian_spectrum",
+    "length_map", "length_map_slope", "padding_profile", "parted", "passed_back", "relu_length_law",
+    "residual_correlations", "residual_lengths", "rigidity", "settled_length", "slope_scatter",
 ]  # fmt: skip

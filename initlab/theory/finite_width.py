@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -166,10 +166,29 @@ class Layer:
     rigid: float = 0.0
     keep: float = 1.0
 
-    @property
+    @cached_property
+    def near(self) -> float:
+        """A q that others share: within 3 %, or 1 where φ has no scale of its own."""
+        return 1.0 if self.phi.homogeneous else 10 ** (round(48 * math.log10(self.q)) / 48)
+
+    @cached_property
     def pairs(self) -> PairSeries:
-        """The moments of two samples at any correlation, at a q within 3 % that others share."""
-        return _pair_series(self.phi, 10 ** (round(48 * math.log10(self.q)) / 48))
+        """The moments of two samples at any correlation, at ``near``."""
+        return _pair_series(self.phi, self.near)
+
+    @cached_property
+    def one(self) -> list[list[float]]:
+        """Those moments of one sample."""
+        return self.pairs.at(1.0)
+
+    @cached_property
+    def two(self) -> list[list[float]]:
+        """Those moments of two samples at their mean-field correlation."""
+        return self.pairs.at(1 - self.decorrelation)
+
+    def shared(self, scatter: Scatter) -> list[list[float]]:
+        """Those moments of two samples, over the correlations that they scatter to."""
+        return self.pairs.over_angles(self.decorrelation, scatter.angle)
 
 
 # ---------------------------------------------------------------- moments of pairs
@@ -194,17 +213,15 @@ class PairSeries:
             [terms, np.zeros_like(rest)[..., None], rest[..., None]], axis=-1
         )
 
-    def mean(self, first: int, second: int, c: float) -> float:
-        """E f(u)g(v) at correlation c."""
-        if c == 1:
-            return float(self._at_one[first, second])
-        return float(self._terms[first, second] @ c**_POWERS)
+    def at(self, c: float) -> list[list[float]]:
+        """E f(u)g(v) at correlation c, for every f and g."""
+        return (self._at_one if c == 1 else self._terms @ c**_POWERS).tolist()
 
-    def over_angles(self, first: int, second: int, decorrelation: float, angle: float) -> float:
+    def over_angles(self, decorrelation: float, angle: float) -> list[list[float]]:
         """The mean over correlations whose mean square distance from 1 − decorrelation is angle."""
         c = 1 - decorrelation
         stray = min(math.sqrt(angle), decorrelation, 2 - decorrelation)
-        return (self.mean(first, second, c + stray) + self.mean(first, second, c - stray)) / 2
+        return (self._terms @ ((c + stray) ** _POWERS + (c - stray) ** _POWERS) / 2).tolist()
 
 
 @lru_cache(maxsize=8192)
@@ -233,13 +250,12 @@ def rigidity(q: float, orthogonal: float, bias_var: float, *, uniform_bias: bool
 
 def activated(scatter: Scatter, layer: Layer) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the mean of φ²."""
-    moments, pairs = layer.phi.moments(layer.q), layer.pairs
-    second = pairs.mean(_VALUE, _VALUE, 1.0)
-    if second == 0 or moments.second_moment == 0:
+    moments, second = layer.phi.moments(layer.q), layer.one[_VALUE][_VALUE]
+    if second * second == 0 or moments.second_moment == 0:  # or so small that its square is
         return scatter
     slope = layer.q * moments.slope / moments.second_moment
-    fourth = pairs.mean(_SQUARE, _SQUARE, 1.0) / second**2
-    shared = pairs.over_angles(_SQUARE, _SQUARE, layer.decorrelation, scatter.angle) / second**2
+    fourth = layer.one[_SQUARE][_SQUARE] / (second * second)
+    shared = layer.shared(scatter)[_SQUARE][_SQUARE] / (second * second)
     kept = 2 * slope**2 * layer.rigid
     return scatter.step(
         slope,
@@ -253,20 +269,24 @@ def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -
 
     ``weight_var`` is fan_in·Var(W) of the affine layer between, ``next_q`` the length after it.
     """
-    after = activated(scatter, layer)
+    after, one, two = activated(scatter, layer), layer.one, layer.two
     share = weight_var * layer.phi.moments(layer.q).second_moment / layer.keep / next_q
-    pairs, c_before, scale = layer.pairs, 1 - layer.decorrelation, weight_var / next_q
-    second, product = (pairs.mean(_VALUE, _VALUE, c) for c in (1.0, c_before))
-    second /= layer.keep
-    squares, cubes = (pairs.mean(*of, c_before) for of in ((_SQUARE, _SQUARE), (_CUBE, _VALUE)))
-    fourth = pairs.mean(_SQUARE, _SQUARE, 1.0) / layer.keep
-    c = 1 - scale * (second - product)
-    strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
-        (squares - 2 * c * cubes + c**2 * (fourth + squares) / 2) / layer.keep**2
-        - (product - c * second) ** 2
+    scale, keep = weight_var / next_q * layer.q / layer.near, layer.keep
+    second = one[_VALUE][_VALUE] / keep
+    if second * second == 0:
+        return after
+    product, squares, cubes, fourth = (  # relative to E φ², whose own size may leave float64
+        two[_VALUE][_VALUE] / second,
+        two[_SQUARE][_SQUARE] / (second * second),
+        two[_CUBE][_VALUE] / (second * second),
+        one[_SQUARE][_SQUARE] / keep / (second * second),
     )
-    angle = (scale * layer.q * pairs.mean(_SLOPE, _SLOPE, c_before)) ** 2 * scatter.angle
-    angle += scale**2 * max(strays, 0.0) / layer.width
+    c = 1 - scale * second * (1 - product)
+    strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
+        squares - 2 * c * cubes + c**2 * (fourth + squares) / 2
+    ) / keep**2 - (product - c) ** 2
+    angle = (scale * layer.near * two[_SLOPE][_SLOPE]) ** 2 * scatter.angle
+    angle += (scale * second) ** 2 * max(strays, 0.0) / layer.width
     return Scatter(
         share**2 * after.single, share**2 * after.pair, share * after.shift, min(angle, 1.0)
     )
@@ -288,14 +308,12 @@ class SlopeScatter:
 
 def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
     """The SlopeScatter of a layer with this forward scatter; None where φ' is 0."""
-    pairs, apart = layer.pairs, layer.decorrelation
-    second = pairs.mean(_SLOPE, _SLOPE, 1.0)
-    if second == 0:
+    second = layer.one[_SLOPE][_SLOPE]
+    if second * second == 0:
         return None
-    single = pairs.mean(_SLOPE_SQUARE, _SLOPE_SQUARE, 1.0) / second**2
-    shared = pairs.over_angles(_SLOPE_SQUARE, _SLOPE_SQUARE, apart, signal.angle) / second**2
-    turned = pairs.mean(_SLOPE, _SLOPE, 1 - apart) / second
-    return SlopeScatter(layer.width, single, shared, turned)
+    single = layer.one[_SLOPE_SQUARE][_SLOPE_SQUARE] / (second * second)
+    shared = layer.shared(signal)[_SLOPE_SQUARE][_SLOPE_SQUARE] / (second * second)
+    return SlopeScatter(layer.width, single, shared, layer.two[_SLOPE][_SLOPE] / second)
 
 
 def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatter:
@@ -312,3 +330,100 @@ def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatte
     )
     angle = slopes.turned**2 * angle + shared * (1 - angle) ** 2 / slopes.width
     return Scatter(stepped.single, stepped.pair, stepped.shift, min(angle, 1.0))
+
+
+# ---------------------------------------------------------------- what tells samples apart
+
+
+@dataclass(frozen=True)
+class GapScatter:
+    """How the draws scatter the gap between the samples of a batch, half their squared distance.
+
+    The gap's own part, across the rays from 0; samples of one ray grow apart in length, which
+    ``law`` adds. Per layer it is a mean over n units of φ'² times the variance of the unit's inputs
+    over the batch, so that it scatters as a gradient does.
+
+    ``single`` is the log-variance of its mean over the batch's pairs, ``both`` the log-covariance
+    with their length, ``shift`` the mean of its logarithm; ``alike`` is the mean square cosine
+    between two differences of samples, 1 over the number of directions in which samples differ.
+    """
+
+    batch_size: int
+    alike: float
+    single: float = 0.0
+    both: float = 0.0
+    shift: float = 0.0
+
+    @property
+    def concentrated(self) -> float:
+        """``alike`` of the batch at hand, which has no more directions than samples."""
+        return self.alike + (1 - self.alike) / self.batch_size
+
+    def law(self, lengths: Scatter, shared: float, width: int, rigid: float) -> LengthLaw:
+        """The law of the variance across samples over ``width`` units, relative to mean-field's.
+
+        Samples of like direction whose log-lengths scatter apart by s add s/8 of E xy to their half
+        squared distance, s = 2·(single − pair). ``shared`` is E xy over the mean-field variance;
+        ``lengths`` is the scatter of the units' variance.
+        """
+        apart = max(lengths.single - lengths.pair, 0.0)
+        if max(lengths.pair, self.single) > 600:
+            return LengthLaw(self.shift, math.inf)
+        added = max(shared, 0.0) * -math.expm1(-apart / 4)
+        own = 1 / (1 + added)
+        units = 2 * self.concentrated * (1 - rigid) / width
+        log_var = own**2 * self.single + 2 * own * (1 - own) * self.both
+        log_var += (1 - own) ** 2 * (lengths.pair + 2 * self.concentrated)
+        log_var = max(log_var, 0.0) + math.log1p(units)
+        log_mean = own * self.shift + (1 - own) * lengths.shift - math.log1p(units) / 2
+        return LengthLaw(math.log1p(added) + log_mean, log_var)
+
+
+def parted(
+    gap: GapScatter,
+    lengths: Scatter,
+    layer: Layer,
+    slopes: SlopeScatter,
+    response: float,
+    *,
+    carried: float,
+    masked: float,
+    passed: float,
+) -> GapScatter:
+    """From the scatter of the gap in a layer's pre-activations to that in the next layer's.
+
+    Args:
+        gap, lengths: of the gap and of the units' variance before the activation.
+        layer, slopes: the layer between.
+        response: d ln E φ'² / d ln q.
+        carried: d ln gap after φ over d ln gap before it, at given lengths.
+        masked: the share of the gap behind the layer that dropout makes.
+        passed: d ln q of the next layer over d ln q.
+    """
+    second, slope = layer.one[_VALUE][_VALUE], layer.one[_SLOPE][_SLOPE]
+    moments = layer.phi.moments(layer.q)
+    if second * second == 0 or slope * slope == 0 or moments.second_moment == 0:
+        return gap
+    n, kept, rank = layer.width, 1 - masked, 2 * gap.concentrated
+    of_gap = max(slopes.shared * (1 + rank) - 1 - layer.rigid * rank, 0.0) / n
+    of_both = (layer.two[_SQUARE][_SLOPE_SQUARE] / (second * slope) - 1) / n
+    of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] / (second * second) - 1, 0.0) / n
+    fresh = kept**2 * of_gap + 2 * kept * masked * of_both + masked**2 * of_length
+    if masked:
+        masks = layer.one[_SQUARE][_SQUARE] / (second * second) * layer.keep / (1 - layer.keep)
+        fresh += masked**2 * masks / (n * gap.batch_size)
+    grown = layer.q * moments.slope / moments.second_moment  # d ln E φ² / d ln q
+    share = passed / grown if grown else 0.0  # of the next layer's variance, the rest is the bias
+    by_gap, by_length = kept * carried, kept * (1 - carried + response) + masked * grown
+    fresh = math.log1p(max(fresh, 0.0))
+    single = by_gap**2 * gap.single + 2 * by_gap * by_length * gap.both
+    single = max(single + by_length**2 * lengths.pair + fresh, 0.0)
+    both = passed * (by_gap * gap.both + by_length * lengths.pair)
+    both += share * (kept * of_both + masked * of_length)
+    return GapScatter(
+        gap.batch_size,
+        min(carried**2 * gap.alike + slopes.shared * (1 - gap.alike) ** 2 / n, 1.0),
+        single,
+        both,
+        by_gap * gap.shift + by_length * lengths.shift - fresh / 2,
+    )
