@@ -16,6 +16,7 @@ from bench_models import (
     ReZero,
     Siren,
     Transformer,
+    Translator,
     ViT,
     cnn_batch_norm,
     dqn,
@@ -560,6 +561,21 @@ def test_queries_and_a_classifier_of_zeros_are_no_symmetry():
     assert "symmetry" not in faults
 
 
+def test_a_table_of_relative_positions_starts_at_0_and_is_no_symmetry():
+    class Windowed(ByHand):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(12, 12))
+
+        def forward(self, x):
+            h = self.norm(x)
+            q, k, v = self.query(h), self.key(h), self.value(h)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.table)
+            return self.head((x + self.out(mixed)).mean(1))
+
+    assert diagnose(trace(Windowed(), alike(), target=classes())).healthy
+
+
 class NarrowBranches(nn.Module):
     """Branches of three layers of N(0, 0.02²) and eight units, and a layer scale that a trace
     does not see in front of an Identity, as of a stochastic depth that is off."""
@@ -658,6 +674,29 @@ def test_a_loss_that_all_weights_share_in_is_cured_by_more_than_the_last_layer()
     assert diagnosis.findings[0].fault == "wrong_initial_loss"
     exec(diagnosis.code, {"model": model})
     assert diagnose(trace(model, images, target=classes())).healthy
+
+
+def test_a_gradient_lost_behind_norms_that_hide_large_weights_is_cured_by_drawing_those_too():
+    model, images = cnn_batch_norm(), torch.randn(32, 3, 16, 16)
+    for index in (0, 3, 6, 9, 14):
+        nn.init.uniform_(model[index].weight, 0, 1)
+    diagnosis = diagnose(trace(model, images, target=classes()))
+    assert diagnosis.findings[0].fault == "vanishing_gradients"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, images, target=classes())).healthy
+
+
+def test_a_recurrence_whose_weights_are_large_is_drawn_together_with_the_last_layer():
+    model, tokens = Translator(), torch.randint(0, 27, (32, 16))
+    for layer in (model.encoder, model.decoder, model.head):
+        for weight in layer.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight)
+    diagnosis = diagnose(trace(model, tokens, target=tokens))
+    assert diagnosis.findings[0].where == "head"
+    assert 'model.get_submodule("decoder").reset_parameters()' in diagnosis.code
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, tokens, target=tokens)).healthy
 
 
 @pytest.mark.parametrize(("factor", "fault"), [

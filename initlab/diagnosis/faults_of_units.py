@@ -78,9 +78,18 @@ def _is_meant(flow: Flow, layer: Site) -> bool:
 
 
 def _is_constant(layer: Site) -> bool:
-    """Whether all weights of a layer are equal, and there are several units to be equal."""
+    """Whether all weights of a layer are equal, and there are several units to be equal.
+
+    Not of what is added to the logits of an attention, such as a table of relative positions, which
+    starts at 0: each logit has a gradient of its own.
+    """
     weight = layer.weight
-    if weight is None or weight.numel < 2 or not math.isfinite(weight.second_moment):
+    if (
+        layer.op == "attention"
+        or weight is None
+        or weight.numel < 2
+        or not math.isfinite(weight.second_moment)
+    ):
         return False
     several = (layer.weight_shape or (1,))[0] > 1 or weight.second_moment == 0
     return several and weight.var <= _EQUAL * weight.second_moment

@@ -384,7 +384,7 @@ class Flow:
         if gain is None:
             return 0
         if layer.kind == "recurrent":  # its gates have other laws; torch's own draw gives it 1/3
-            return (gain > 1 / SMALL) - (gain < SMALL)
+            return (gain > DRIFT) - (gain < SMALL)
         draw = self.draw(layer)
         own = draw.gain
         least, most = right_gains(self.activation_read(layer))

@@ -31,7 +31,10 @@ def weaken(flow: Flow, also: Sequence[Site] = ()) -> tuple[str, str]:
 
 
 def correct(flow: Flow) -> tuple[str, str]:
-    """Words and code that draw the layers whose weights are too small or too large, or else all."""
+    """Words and code that draw the layers whose weights are too small or too large; or all, where
+    none is too small: what takes the gradient may be what a normalization hides."""
+    if not flow.underweight:
+        return _correct(flow, [], "smaller")
     if not flow.overweight:
         return strengthen(flow)
     return _correct(flow, _with(flow.underweight, flow.overweight), "different")
@@ -43,7 +46,8 @@ def _with(off: Sequence[Site], also: Sequence[Site]) -> list[Site]:
 
 def _correct(flow: Flow, off: list[Site], how: str) -> tuple[str, str]:
     if not off:
-        return "No weights are off by themselves: draw all anew.", redraw(flow, flow.layers)
+        words = f"No weights by themselves have a {how} variance than they should: draw all anew."
+        return words, redraw(flow, flow.layers)
     names = ", ".join(layer.name for layer in off[:3])
     more = f" and {len(off) - 3} more" if len(off) > 3 else ""
     words = (
