@@ -233,6 +233,182 @@ def encoder() -> nn.TransformerEncoder:
     return nn.TransformerEncoder(layer, 4)
 
 
+class ViT(nn.Module):
+    """Patches, a class token of zeros, and torch's own encoder, its norms first or last."""
+
+    def __init__(self, norm_first: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 48, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, 48))
+        self.positions = nn.Parameter(torch.randn(1, 17, 48) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            48, 4, 192, 0.0, "gelu", batch_first=True, norm_first=norm_first
+        )
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(48), nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.head(self.norm(self.encoder(x))[:, 0])
+
+
+class Mixer(nn.Module):
+    def __init__(self, blocks: int = 4, width: int = 32, places: int = 16) -> None:
+        super().__init__()
+
+        def mlps(size: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+                for _ in range(blocks)
+            )
+
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * blocks))
+        self.places, self.channels = mlps(places), mlps(width)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        norms = iter(self.norms)
+        for places, channels in zip(self.places, self.channels, strict=True):
+            x = x + places(next(norms)(x).transpose(1, 2)).transpose(1, 2)
+            x = x + channels(next(norms)(x))
+        return self.head(self.norm(x).mean(1))
+
+
+class T5Like(nn.Module):
+    """Attention by hand, unscaled and with biases by distance; N(0, 1/(width·size)) queries."""
+
+    def __init__(self, blocks: int = 3, width: int = 64, heads: int = 4, length: int = 16) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens = nn.Embedding(27, width)
+        self.distances = nn.Parameter(torch.randn(heads, length, length))
+        square = (width, width)
+        parts = {"query": square, "key": square, "value": square, "out": square,
+                 "wide": (width, 4 * width), "narrow": (4 * width, width)}  # fmt: skip
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(*sizes, bias=False) for name, sizes in parts.items()})
+            for _ in range(blocks)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 27, bias=False)
+        for linear in linears(self):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for block in self.blocks:
+            block["query"].weight.data *= (width / heads) ** -0.5  # type: ignore[index, operator]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        size, length, width = x.shape
+        for block in self.blocks:
+            h = F.layer_norm(x, (width,))
+            q, k, v = (
+                block[name](h).view(size, length, self.heads, -1).transpose(1, 2)  # type: ignore[index]
+                for name in ("query", "key", "value")
+            )
+            mixed = (q @ k.transpose(-1, -2) + self.distances).softmax(-1) @ v
+            x = x + block["out"](mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[index]
+            wide = F.relu(block["wide"](F.layer_norm(x, (width,))))  # type: ignore[index]
+            x = x + block["narrow"](wide)  # type: ignore[index]
+        return self.head(self.norm(x))
+
+
+class FirstToken(nn.Module):
+    """As the text model of a CLIP: causal attention, weights of 0.02, and one place is read. Where
+    it is the first, its attention has one key."""
+
+    def __init__(self, blocks: int = 4, width: int = 64, place: int = -1) -> None:
+        super().__init__()
+        self.place = place
+        self.tokens = nn.Embedding(27, width)
+        names = ("query", "key", "value", "out")
+        self.attentions = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in names})
+            for _ in range(blocks)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        for layers in self.attentions:
+            h = F.layer_norm(x, x.shape[-1:])
+            q, k, v = (
+                layers[name](h).unflatten(-1, (4, -1)).transpose(1, 2)  # type: ignore[index]
+                for name in ("query", "key", "value")
+            )
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + layers["out"](mixed.transpose(1, 2).flatten(2))  # type: ignore[index]
+        return self.head(self.norm(x)[:, self.place])
+
+
+class Siren(nn.Module):
+    """sin(30·(W x + b)), drawn as in Sitzmann et al. 2020."""
+
+    def __init__(self, width: int = 64, hidden: int = 4) -> None:
+        super().__init__()
+        sizes = (2, *(width,) * (hidden + 1))
+        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+        self.head = nn.Linear(width, 3)
+        for linear in linears(self):
+            bound = 0.5 if linear.in_features == 2 else math.sqrt(6 / width) / 30
+            nn.init.uniform_(linear.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.sin(30 * layer(x))
+        return self.head(x)
+
+
+class TwoLayerLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(27, 32)
+        self.rnn = nn.LSTM(32, 64, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embed(tokens))[0].mean(1))
+
+
+class Translator(nn.Module):
+    """A GRU that reads, and one that writes from the state of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(27, 32)
+        self.encoder, self.decoder = (nn.GRU(32, 48, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(48, 27)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(self.decoder(x, self.encoder(x)[1])[0])
+
+
+class NormedUNet(nn.Module):
+    """A U-Net whose convolutions have batch normalization behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(before: int, after: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+            )
+
+        self.first, self.second, self.third = conv(3, 8), conv(8, 16), conv(24, 8)
+        self.up = nn.ConvTranspose2d(16, 16, 2, 2)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.first(x)
+        deep = self.up(self.second(F.max_pool2d(wide, 2)))
+        return self.head(self.third(torch.cat([wide, deep], dim=1)))
+
+
 class OwnLayer(nn.Module):
     """A layer that somebody wrote: x @ kernel + shift, from U(±bound)."""
 
@@ -267,8 +443,9 @@ def linears(model: nn.Module) -> list[nn.Linear]:
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of all layers, embeddings aside."""
+    """The weights of all layers, embeddings, positions and class tokens aside."""
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embedded |= {id(p) for n, p in model.named_parameters() if n in ("token", "positions")}
     return [p for p in model.parameters() if p.ndim > 1 and id(p) not in embedded]
 
 
@@ -357,6 +534,15 @@ ARCHITECTURES = {
         Architecture("rezero", ReZero, _features),
         Architecture("autoencoder", autoencoder, _features, None),
         Architecture("encoder", encoder, lambda: torch.randn(BATCH, 12, 32), None),
+        Architecture("vit", lambda: ViT(norm_first=True), _images),
+        Architecture("vit_post_norm", lambda: ViT(norm_first=False), _images),
+        Architecture("mixer", Mixer, _images),
+        Architecture("t5_like", T5Like, _sequences, 27, True),
+        Architecture("clip_like", FirstToken, _sequences),
+        Architecture("siren", Siren, lambda: torch.rand(64, 2) * 2 - 1, None),
+        Architecture("lstm_two_layers", TwoLayerLSTM, _sequences),
+        Architecture("translator", Translator, _sequences, 27, True),
+        Architecture("unet_batch_norm", NormedUNet, _images, None),
     )
 }
 
@@ -404,6 +590,7 @@ def _healthy() -> Iterator[Case]:
     yield Case("residual_mlp", title="fixup", plant=_fixup)
     yield Case("mlp_tanh", title="xavier", plant=everywhere(nn.init.xavier_normal_))
     yield Case("transformer", title="torch's own", plant=_reset)
+    yield Case("clip_like", title="first token", build=lambda: FirstToken(place=0))
     yield Case("transformer", title="tied", build=lambda: Transformer(tied=0.02))
 
 
@@ -491,6 +678,9 @@ def _scales() -> Iterator[Case]:
     yield Case("conv3d", small, everywhere(times(0.05)), (), "all × 0.05")
     yield Case("own_layers", small, everywhere(uniform(0.005)), (), "U(±0.005)")
     yield Case("residual_mlp", small, at("stem.weight", times(1e-5)), ("stem",), "stem")
+    for name in ("vit", "vit_post_norm", "mixer", "siren", "lstm_two_layers", "translator",
+                 "unet_batch_norm"):  # fmt: skip
+        yield Case(name, small, everywhere(times(1e-4)), (), "all × 1e-4")
     yield Case("mlp_relu", large, everywhere(normal(1.0)), ("0",), "std 1")
     yield Case("mlp_relu", large, at("10.weight", times(1e3)), ("10",), "one layer")
     yield Case("mlp_gelu", large, everywhere(normal(1.0)), ("0",), "std 1")
@@ -507,6 +697,9 @@ def _scales() -> Iterator[Case]:
         "mlp_sigmoid", "vanishing_gradients", title="deep",
         build=lambda: mlp(nn.Sigmoid, 12, 64, 1.0),
     )  # fmt: skip
+    for part, site in (("query", "key"), ("key", "query"), ("value", "key"), ("out", "value")):
+        plant, where = at(f"attentions.1.{part}.weight", times(1e-5)), f"attentions.1.{site}"
+        yield Case("clip_like", "vanishing_gradients", plant, (where,), part)
     yield Case("mlp_relu", "vanishing_gradients", at("24.weight", constant(0)), ("24",), "head 0")
     yield Case("cnn", "vanishing_gradients", at("head.weight", constant(0)), ("head",), "head 0")
     yield Case("conv3d", "vanishing_gradients", at("11.weight", constant(0)), ("11",), "head 0")
@@ -537,7 +730,7 @@ def _symmetric() -> Iterator[Case]:
     for name in ("mlp_relu", "mlp_tanh", "mlp_sigmoid", "mlp_gelu", "cnn", "cnn_batch_norm", "dqn",
                  "conv3d", "lstm", "rnn", "own_layers"):  # fmt: skip
         yield Case(name, "symmetry", everywhere(constant(0.02)), (), "all 0.02")
-    for name in ("mlp_relu", "mlp_tanh", "cnn", "own_layers"):
+    for name in ("mlp_relu", "mlp_tanh", "cnn", "own_layers", "vit", "vit_post_norm", "mixer"):
         yield Case(name, "symmetry", everywhere(constant(0.0)), (), "all 0")
     plant = at("blocks.1.fc.weight", constant(0.02))
     yield Case("transformer", "symmetry", plant, ("blocks.1.fc",), "one layer")

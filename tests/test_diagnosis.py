@@ -9,10 +9,15 @@ import torch.nn.functional as F
 from bench_models import (
     ARCHITECTURES,
     CASES,
+    FirstToken,
     FunctionalCNN,
+    NormedUNet,
     ResidualMLP,
     ReZero,
+    Siren,
     Transformer,
+    Translator,
+    ViT,
     cnn_batch_norm,
     dqn,
     mlp,
@@ -490,3 +495,236 @@ def test_a_layer_scale_is_no_vanishing_gradient(scale):
     diagnosis = diagnose(trace(model, features(), target=classes()))
     assert diagnosis.findings[0].fault == "vanishing_gradients"
     assert diagnosis.findings[0].where == "first.2"
+
+
+# ---- where training can do without a gradient at first
+
+
+class ByHand(nn.Module):
+    """A residual attention written with ``@`` and ``softmax``, which are no sites."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+        for layer in (self.query, self.key, self.value, self.out, self.head):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        scores = self.query(h) @ self.key(h).transpose(-1, -2) / 8
+        return self.head((x + self.out(scores.softmax(-1) @ self.value(h))).mean(1))
+
+
+def alike(samples: int = 32, width: int = 64) -> torch.Tensor:
+    """Sequences whose places hold nearly the same, as when positions are all that tells them."""
+    return torch.randn(samples, 1, width) + 0.1 * torch.randn(samples, 12, width)
+
+
+def test_queries_of_an_attention_over_places_that_are_alike_are_no_vanishing_gradient():
+    model = ByHand()
+    seen = trace(model, alike(), target=classes())
+    query, head = seen["query"].backward, seen["head"].backward
+    assert query is not None
+    assert head is not None
+    assert query.second_moment * query.numel < 1e-8 * head.second_moment * head.numel
+    assert diagnose(seen).healthy
+
+
+@pytest.mark.parametrize("part", ["key", "value", "out"])
+def test_weights_that_close_an_attention_by_hand_are_named(part):
+    model = ByHand()
+    model.get_submodule(part).weight.data.mul_(1e-5)
+    x = alike()
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert diagnosis.findings[0].fault == "vanishing_gradients"
+    assert f'"{part}"' in diagnosis.code
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
+
+
+def test_an_attention_with_one_key_needs_no_gradient_for_its_query():
+    tokens = torch.randint(0, 27, (32, 16))
+    assert diagnose(trace(FirstToken(place=0), tokens, target=classes())).healthy
+
+
+def test_queries_and_a_classifier_of_zeros_are_no_symmetry():
+    model, tokens = FirstToken(), torch.randint(0, 27, (32, 16))
+    for layers in model.attentions:
+        nn.init.zeros_(layers["query"].weight)
+    assert diagnose(trace(model, tokens, target=classes())).healthy
+    nn.init.zeros_(model.head.weight)
+    faults = diagnose(trace(model, tokens, target=classes())).faults
+    assert "symmetry" not in faults
+
+
+def test_a_table_of_relative_positions_starts_at_0_and_is_no_symmetry():
+    class Windowed(ByHand):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(12, 12))
+
+        def forward(self, x):
+            h = self.norm(x)
+            q, k, v = self.query(h), self.key(h), self.value(h)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.table)
+            return self.head((x + self.out(mixed)).mean(1))
+
+    assert diagnose(trace(Windowed(), alike(), target=classes())).healthy
+
+
+class NarrowBranches(nn.Module):
+    """Branches of three layers of N(0, 0.02²) and eight units, and a layer scale that a trace
+    does not see in front of an Identity, as of a stochastic depth that is off."""
+
+    def __init__(self, scale: float = 1.0, width: int = 8) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, width), nn.Linear(width, width), nn.GELU(),
+                nn.Linear(width, width),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.scale, self.drop_path = nn.Parameter(torch.full((width,), scale)), nn.Identity()
+        self.stem, self.head = nn.Linear(32, width), nn.Linear(width, 10)
+        for layer in self.branches.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + self.drop_path(self.scale * branch(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_branches_that_are_small_on_purpose_are_no_vanishing_gradient_and_a_lost_layer_is(scale):
+    model = NarrowBranches(scale)
+    assert diagnose(trace(model, features(), target=classes())).healthy
+    model.branches[1][4].weight.data.mul_(1e-5)
+    diagnosis = diagnose(trace(model, features(), target=classes()))
+    assert (diagnosis.findings[0].fault, diagnosis.findings[0].where) == (
+        "vanishing_gradients",
+        "branches.1.2",
+    )
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, features(), target=classes())).healthy
+
+
+def test_a_branch_that_is_mostly_bias_is_no_rank_collapse():
+    model, images = ViT(norm_first=True), torch.randn(32, 3, 16, 16)
+    for weight in model.parameters():
+        if weight.ndim in (2, 4):
+            weight.data.mul_(0.1)
+    assert diagnose(trace(model, images, target=classes(), geometry=True)).healthy
+
+
+# ---- remedies that reach all that shares the cause
+
+
+def test_two_layers_of_zeros_in_a_row_do_not_open():
+    model = ResidualMLP(4)
+    for layer in (model.first[1], model.second[1]):
+        nn.init.zeros_(layer.weight)
+    diagnosis = diagnose(trace(model, features(), target=classes()))
+    assert (diagnosis.findings[0].fault, diagnosis.findings[0].where) == ("symmetry", "first.1")
+    exec(diagnosis.code, {"model": model})
+    assert model.first[1].weight.any()
+    assert model.second[1].weight.any()
+
+
+def test_an_attention_of_zeros_is_no_closed_branch():
+    model, images = ViT(norm_first=True), torch.randn(32, 3, 16, 16)
+    attention = model.encoder.layers[1].self_attn
+    nn.init.zeros_(attention.in_proj_weight)
+    nn.init.zeros_(attention.out_proj.weight)
+    diagnosis = diagnose(trace(model, images, target=classes()))
+    assert diagnosis.findings[0].where == "encoder.layers.1.self_attn"
+    exec(diagnosis.code, {"model": model})
+    assert attention.in_proj_weight.any()
+    assert attention.out_proj.weight.any()
+
+
+def test_weights_that_a_normalization_hides_but_whose_steps_explode_are_redrawn():
+    model, images = NormedUNet(), torch.randn(32, 3, 16, 16)
+    for block in (model.first, model.second, model.third):
+        block[0].weight.data.mul_(1e-3)
+        block[1].eps = 1e-12  # or else it is the limit
+    diagnosis = diagnose(trace(model, images))
+    assert diagnosis.findings[0].fault == "exploding_gradients"
+    assert "Normalization divides the gradient" in diagnosis.findings[0].remedy
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, images)).healthy
+
+
+def test_a_loss_that_all_weights_share_in_is_cured_by_more_than_the_last_layer():
+    model, images = ViT(norm_first=True), torch.randn(32, 3, 16, 16)
+    for layer in (model.patches, model.head, *model.encoder.modules()):
+        for weight in layer.parameters(recurse=False):
+            if weight.ndim > 1:
+                weight.data.mul_(100)
+    diagnosis = diagnose(trace(model, images, target=classes()))
+    assert diagnosis.findings[0].fault == "wrong_initial_loss"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, images, target=classes())).healthy
+
+
+def test_a_gradient_lost_behind_norms_that_hide_large_weights_is_cured_by_drawing_those_too():
+    model, images = cnn_batch_norm(), torch.randn(32, 3, 16, 16)
+    for index in (0, 3, 6, 9, 14):
+        nn.init.uniform_(model[index].weight, 0, 1)
+    diagnosis = diagnose(trace(model, images, target=classes()))
+    assert diagnosis.findings[0].fault == "vanishing_gradients"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, images, target=classes())).healthy
+
+
+def test_a_recurrence_whose_weights_are_large_is_drawn_together_with_the_last_layer():
+    model, tokens = Translator(), torch.randint(0, 27, (32, 16))
+    for layer in (model.encoder, model.decoder, model.head):
+        for weight in layer.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight)
+    diagnosis = diagnose(trace(model, tokens, target=tokens))
+    assert diagnosis.findings[0].where == "head"
+    assert 'model.get_submodule("decoder").reset_parameters()' in diagnosis.code
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, tokens, target=tokens)).healthy
+
+
+@pytest.mark.parametrize(("factor", "fault"), [
+    (1e-3, "vanishing_activations"), (100, "exploding_gradients"),
+])  # fmt: skip
+def test_a_siren_is_redrawn_with_its_own_omega(factor, fault):
+    model, x = Siren(), torch.rand(64, 2) * 2 - 1
+    for layer in (*model.layers, model.head):
+        layer.weight.data.mul_(factor)
+    diagnosis = diagnose(trace(model, x))
+    assert diagnosis.findings[0].fault == fault
+    assert 'init_(model, "siren", position="first", only=["layers.0"])' in diagnosis.code
+    hidden = '["layers.1", "layers.2", "layers.3", "layers.4"]'
+    assert f'init_(model, "siren", omega=30, only={hidden})' in diagnosis.code
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x)).healthy
+
+
+def test_an_omega_that_no_gradient_shows_is_listed_as_not_checked_and_found_the_next_time():
+    model, x = Siren(), torch.rand(64, 2) * 2 - 1
+    for layer in (*model.layers, model.head):
+        nn.init.zeros_(layer.weight)
+    first = diagnose(trace(model, x))
+    assert any(
+        reason.startswith("the ω of sin(ω·z) at layers.0.sin") for reason in first.not_checked
+    )
+    exec(first.code, {"model": model})
+    second = diagnose(trace(model, x))
+    assert not any("ω of sin" in reason for reason in second.not_checked)
+    assert "omega=30" in second.code
+    exec(second.code, {"model": model})
+    assert diagnose(trace(model, x)).healthy

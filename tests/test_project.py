@@ -56,7 +56,7 @@ ROOMS = {
     "diagnosis": [
         {"findings", "draws"},
         {"flow"},
-        {"remedies"},
+        {"openings", "remedies"},
         {"faults_of_gradients", "faults_of_scale", "faults_of_units"},
         {"diagnosing"},
     ],

@@ -12,7 +12,10 @@
 - *Gradients* must be out of bounds twice: as the sum of all squares of ∂L/∂h, relative to the last
   layer's (weights of variance 1/fan_in keep that sum, whatever the widths), and as the mean square
   of ∂L/∂W over that of W, the relative size of an SGD step, again relative to the last layer's.
-  Average pooling lowers the first without harm, and the second not at all.
+  Average pooling lowers the first without harm, and the second not at all. Where training can do
+  without at first, in residual branches that begin nearly closed and in the queries and keys of an
+  attention that is nearly uniform, no more is expected than arrives: ``openings.py`` derives how
+  much, and that weights below ``SMALL`` are no excuse.
 - *Dead and saturated* units: more than half of those that should be alive. Of units that are flat
   on one side (relu, gelu) up to one half is inactive on a whole batch, the more the more alike its
   inputs have become (``theory.inactive_fraction``): 75 % and three standard deviations of a
@@ -29,13 +32,16 @@
 - *The initial loss*: logits within the drift of the healthy zone, a mean square of 10, cost at most
   what the random energy model gives for them (Derrida 1981): log C + σ²/2, or σ·√(2 log C) where σ
   is larger than √(2 log C).
+- *Weights* that share the cause are drawn together: those in front of a normalization or at the end
+  of a residual branch too, where they are beyond ``SMALL``, which no choice explains. The ω of
+  sin(ω·z) is measured at the gradient, ω² = |∂L/∂z|²/|∂L/∂sin|²/E cos², and drawn for as a SIREN.
 
 **Cause and consequence.** A finding with a ``because`` is a consequence; those without one are the
 causes, and come first.
 
 **In this folder** ``diagnosing`` asks the rules, which stand in the three ``faults_of_…``; ``flow``
-is the trace as they read it, and ``draws`` how its weights should have been drawn; ``remedies`` is
-what to do, ``findings`` what comes back.
+is the trace as they read it, ``openings`` the ways of its gradients, and ``draws`` how its weights
+should have been drawn; ``remedies`` is what to do, ``findings`` what comes back.
 """
 
 from initlab.diagnosis.diagnosing import diagnose

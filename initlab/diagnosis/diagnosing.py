@@ -18,8 +18,8 @@ from initlab.diagnosis.faults_of_scale import (
 )
 from initlab.diagnosis.faults_of_units import dead_units, rank_collapse, saturation, symmetry
 from initlab.diagnosis.findings import FAULTS, Diagnosis, Fault, Finding, figure
-from initlab.diagnosis.flow import LOST, WILD, Flow, is_clean, is_normalized
-from initlab.tracing import Trace
+from initlab.diagnosis.flow import LOST, WILD, Flow, is_clean, is_layer, is_normalized
+from initlab.tracing import Site, Trace
 
 _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
     "non_finite": ("exploding_activations", "exploding_gradients"),
@@ -177,6 +177,17 @@ def _not_checked(flow: Flow) -> Iterator[str]:
     inside = [site.name for site in sites if site.kind == "recurrent"]
     if inside:
         yield f"the steps inside {', '.join(inside)}: only the result of a recurrence is seen."
+    sines = [s.name for s in sites if s.op == "sin" and _hides_its_frequency(flow, s)]
+    if sines:
+        yield (
+            f"the ω of sin(ω·z) at {', '.join(sines)}: no gradient shows it, and 1 is assumed; "
+            "diagnose again once the layers are drawn."
+        )
     opaque = [site.name for site in sites if site.note and not is_clean(site)]
     if opaque:
         yield f"{', '.join(opaque)}: not measured."
+
+
+def _hides_its_frequency(flow: Flow, sine: Site) -> bool:
+    sources = flow.sources(sine)
+    return len(sources) == 1 and is_layer(sources[0]) and flow.omega(sources[0]) is None

@@ -13,13 +13,16 @@ class Draw:
     """How to draw the weights of a layer: gain²/fan_in is their variance.
 
     ``activation`` is set where the gain is that activation's own. ``centred`` weights have rows
-    that sum to 0, so that the mean of what they read does not pass: h = W·(φ − E φ).
+    that sum to 0, so that the mean of what they read does not pass: h = W·(φ − E φ). ``omega`` is
+    the ω of the sin(ω·z) that reads the layer, and ``position`` where it stands, for "siren".
     """
 
     scheme: str
     gain: float
     activation: str | None = None
     centred: bool = False
+    omega: float | None = None
+    position: str = "hidden"
 
 
 PLAIN = Draw("lecun_normal", 1.0)
@@ -41,8 +44,9 @@ def draw_after(phi: Activation | None) -> Draw:
     - All others (gelu, silu, elu): 1/√(E φ²).
 
     >>> from initlab.activations import ACTIVATIONS
-    >>> draw_after(ACTIVATIONS["sigmoid"])
-    Draw(scheme='lecun_normal', gain=4.0, activation=None, centred=True)
+    >>> draw = draw_after(ACTIVATIONS["sigmoid"])
+    >>> draw.scheme, draw.gain, draw.centred
+    ('lecun_normal', 4.0, True)
     """
     if phi is None or phi.name == "identity":
         return PLAIN
@@ -58,6 +62,20 @@ def draw_after(phi: Activation | None) -> Draw:
     has_name = ACTIVATIONS.get(phi.name) is phi  # a slope of one's own has none
     gain = 1 / math.sqrt(moments.second_moment)
     return Draw("kaiming_normal", gain, phi.name if has_name else None)
+
+
+def draw_before_sine(omega: float, fan_in: float, *, is_first: bool) -> Draw:
+    """The draw of a SIREN (Sitzmann et al. 2020, sec. 3.2), whose sine reads ω times the layer.
+
+    Hidden layers read sines of mean square 1/2: a variance of 2/(ω²·fan_in) makes ω·z of variance
+    1. First layers spread their inputs over several periods on purpose.
+
+    >>> draw_before_sine(30.0, 64, is_first=False).gain * 30 / 2**0.5
+    1.0
+    """
+    if is_first:
+        return Draw("siren", 1 / math.sqrt(3 * fan_in), omega=omega, position="first")
+    return Draw("siren", math.sqrt(2) / omega, omega=omega)
 
 
 def right_gains(phi: Activation | None) -> tuple[float, float]:

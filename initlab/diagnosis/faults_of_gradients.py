@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from initlab.diagnosis.findings import Finding, figure
 from initlab.diagnosis.flow import DRIFT, LOST, STEEP, Flow, is_clean, is_layer, looks_up, total
-from initlab.diagnosis.remedies import redraw, reset, strengthen, weaken
+from initlab.diagnosis.openings import openings, optional
+from initlab.diagnosis.remedies import correct, redraw, reset, strengthen, weaken
 from initlab.tracing import Site
 
 
@@ -20,8 +21,8 @@ from initlab.tracing import Site
 class _Pull:
     """What of the gradient reaches a layer, relative to the last layer; None where unknown.
 
-    ``arriving`` is the ratio of the sums of all squares of ∂L/∂h, as if the residual branches that
-    the layer is in were open; ``step`` that of the mean squares of ∂L/∂W over W.
+    ``arriving`` is the ratio of the sums of all squares of ∂L/∂h, as if all that is expected to
+    arrive (``openings``) did; ``step`` that of the mean squares of ∂L/∂W over W.
     """
 
     layer: Site
@@ -36,7 +37,7 @@ def _pulls(flow: Flow) -> list[_Pull]:
     reference = _positive(total(head.backward)) if head is not None else None
     if head is None or reference is None:
         return []
-    pulls = []
+    pulls, opening = [], openings(flow)
     for layer in flow.layers:
         through = flow.sources(layer)[:1] if layer.kind == "recurrent" else [layer]
         arriving = total(through[0].backward) if through else None
@@ -47,7 +48,7 @@ def _pulls(flow: Flow) -> list[_Pull]:
         pulls.append(
             _Pull(
                 layer,
-                arriving / reference / flow.opening[layer.name],
+                arriving / reference / opening[layer.name],
                 step,
                 *flow.chance_between(layer, head),
             )
@@ -85,7 +86,7 @@ def vanishing_gradients(flow: Flow) -> Iterator[Finding]:
         return
     least = min(lost, key=lambda p: p.arriving)
     onset = _gradient_onset(pulls, least, lambda p: p.arriving < p.low / DRIFT)
-    words, code = strengthen(flow)
+    words, code = correct(flow)
     yield Finding(
         "vanishing_gradients", onset.layer.name,
         f"On its way back from {_head_name(flow)} the gradient leaves the healthy zone here at "
@@ -124,17 +125,30 @@ def exploding_gradients(flow: Flow) -> Iterator[Finding]:
         return
     most = max(wild, key=lambda p: p.arriving)
     onset = _gradient_onset(pulls, most, lambda p: p.arriving > p.high * DRIFT)
-    without_cure = (
-        "No weights are too large: normalization makes gradients grow with depth. Add residual "
-        "connections, or take fewer layers.", "",
-    )  # fmt: skip
     yield Finding(
         "exploding_gradients", onset.layer.name,
         f"On its way back from {_head_name(flow)} the gradient leaves the healthy zone here at "
         f"{figure(onset.arriving)} times the sum of squares that started, and reaches "
         f"{figure(most.arriving)} at {most.layer.name}; chance explains up to "
         f"{figure(most.high * DRIFT)}.",
-        *(weaken(flow) if flow.overweight else without_cure),
+        *_calm(flow),
+    )  # fmt: skip
+
+
+def _calm(flow: Flow) -> tuple[str, str]:
+    """Words and code against gradients that explode.
+
+    A normalization makes its output independent of the scale of W before it, so that ∂L/∂W goes
+    with 1/|W|: weights that it hides must not be too small.
+    """
+    if flow.overweight:
+        return weaken(flow)
+    if any(flow.hidden[layer.name] for layer in flow.underweight):
+        words, code = strengthen(flow)
+        return f"Normalization divides the gradient by the scale of what it reads. {words}", code
+    return (
+        "No weights are too large: normalization makes gradients grow with depth. Add residual "
+        "connections, or take fewer layers.", "",
     )  # fmt: skip
 
 
@@ -156,8 +170,9 @@ def _stopped_gradients(flow: Flow) -> Iterator[Finding]:
     """Where a gradient of exactly 0 begins, seen from the output."""
     if flow.head in flow.starts_closed:
         return
+    without = optional(flow)
     for site in reversed(flow.sites):
-        if not _gets_nothing(site) or flow.in_branch[site.name]:
+        if not _gets_nothing(site) or without[site.name]:
             continue
         blocker = next(
             (user for user in reversed(flow.users(site)) if not _gets_nothing(user)), site

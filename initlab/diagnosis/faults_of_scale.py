@@ -147,8 +147,10 @@ def _with_bias(flow: Flow, layer: Site) -> Stats:
     """A layer's values, or those of the activation that reads it where they are larger.
 
     |φ(z)| ≤ |z| where φ(0) = 0, for all activations in use: something was added in between, as by
-    ``x @ weight + bias``.
+    ``x @ weight + bias``. But for sin(ω·z), whose ω stands in between as well.
     """
+    if flow.omega(layer) is not None:
+        return layer.forward
     readers = [u.forward for u in flow.users(layer) if u.kind == "activation" and is_clean(u)]
     if len(readers) != 1 or readers[0].second_moment <= layer.forward.second_moment:
         return layer.forward
@@ -318,12 +320,14 @@ def vanishing_activations(flow: Flow) -> Iterator[Finding]:
             flow, site, lambda s: is_clean(s) and _fades(flow, s, 1 / DRIFT), partial(_signal, flow)
         )
         floor = flow.chance(site)[0] / DRIFT
+        place = flow.layer_at(onset) or onset
+        has_more = is_layer(place) and place.kind in ("recurrent", "attention")
         yield Finding(
-            "vanishing_activations", flow.place(onset),
+            "vanishing_activations", place.name,
             f"The {_signal_name(flow, site)} leaves the healthy zone here at "
             f"{figure(_signal(flow, onset))} and falls to {figure(_signal(flow, site))} at "
             f"{site.name}; chance explains down to {figure(floor)} of what it was.",
-            *strengthen(flow),
+            *strengthen(flow, [place] if has_more else []),
         )  # fmt: skip
 
 
@@ -379,12 +383,16 @@ def wrong_initial_loss(flow: Flow) -> Iterator[Finding]:
     assert classes is not None
     head, logits = flow.head, flow.sites[-1].forward
     scale = 1 / math.sqrt(logits.second_moment)
+    rescaled = (
+        f"Scale the last layer by {scale:.2g}, so that the logits have a mean square of 1.",
+        rescale(flow, [head], scale) if head else "",
+    )
+    is_one_of_many = head in flow.overweight and len(flow.overweight) > 1
     yield Finding(
         "wrong_initial_loss", head.name if head else flow.sites[-1].name,
         f"The loss starts at {figure(loss)}, where −log(1/{classes}) = {math.log(classes):.3g}; "
         f"the logits have a mean square of {figure(logits.second_moment)}.",
-        f"Scale the last layer by {scale:.2g}, so that the logits have a mean square of 1.",
-        rescale(flow, [head], scale) if head else "",
+        *(weaken(flow) if is_one_of_many else rescaled),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist
 
 import torch
@@ -26,6 +26,7 @@ from initlab.diagnosis.flow import (
     shared,
     width,
 )
+from initlab.diagnosis.openings import is_closed_query
 from initlab.diagnosis.remedies import redraw, reset, strengthen
 from initlab.theory import inactive_fraction
 from initlab.tracing import Site
@@ -49,7 +50,7 @@ def symmetry(flow: Flow) -> Iterator[Finding]:
     """Units that all do the same. Branches that start at 0 on purpose, and a last layer of zeros,
     break it by themselves."""
     for layer in flow.layers:
-        if _is_constant(layer) and not flow.is_closed(layer) and not flow.is_zero_head(layer):
+        if _is_constant(layer) and not _is_meant(flow, layer) and not flow.is_zero_head(layer):
             assert layer.weight is not None
             value = figure(layer.weight.mean)
             yield _symmetric(
@@ -66,16 +67,29 @@ def symmetry(flow: Flow) -> Iterator[Finding]:
 
 
 def _symmetric(flow: Flow, layer: Site, evidence: str) -> Finding:
-    alike = [other for other in flow.layers if _is_constant(other) and not flow.is_closed(other)]
+    alike = [other for other in flow.layers if _is_constant(other) and not _is_meant(flow, other)]
     alike = alike if layer in alike else [layer, *alike]
     remedy = "Equal units get equal gradients and stay equal: draw the weights at random."
     return Finding("symmetry", layer.name, evidence, remedy, redraw(flow, alike))
 
 
+def _is_meant(flow: Flow, layer: Site) -> bool:
+    return flow.is_closed(layer) or is_closed_query(flow, layer)
+
+
 def _is_constant(layer: Site) -> bool:
-    """Whether all weights of a layer are equal, and there are several units to be equal."""
+    """Whether all weights of a layer are equal, and there are several units to be equal.
+
+    Not of what is added to the logits of an attention, such as a table of relative positions, which
+    starts at 0: each logit has a gradient of its own.
+    """
     weight = layer.weight
-    if weight is None or weight.numel < 2 or not math.isfinite(weight.second_moment):
+    if (
+        layer.op == "attention"
+        or weight is None
+        or weight.numel < 2
+        or not math.isfinite(weight.second_moment)
+    ):
         return False
     several = (layer.weight_shape or (1,))[0] > 1 or weight.second_moment == 0
     return several and weight.var <= _EQUAL * weight.second_moment
@@ -231,27 +245,41 @@ def rank_collapse(flow: Flow) -> Iterator[Finding]:
     if not flow.inputs_differ:
         return
     restored = flow.always_meets(lambda user, _: user.op in CENTRES)
+    told_apart = flow.always_meets(partial(_is_told_apart, flow))
     for site in flow.sites:
         alive = site.kind in SIGNALS and is_clean(site) and site.forward.second_moment > 0
         is_head = site is flow.head  # whose bias the loss may judge
         if not alive or is_head or restored[site.name] or not flow.reads_input[site.name]:
             continue
         apart = shared(site.forward)
-        if apart is not None and apart < LOST:
+        if apart is not None and apart < LOST and not told_apart[site.name]:
             yield Finding(
                 "rank_collapse", flow.place(site),
                 f"Only {figure(apart)} of the mean square of {site.name} differs from sample to "
                 "sample: all inputs look alike.",
                 *strengthen(flow),
             )  # fmt: skip
-        before, after = _ranks(flow, site)
-        if after <= _A_LINE and after * _SUDDEN < before:
+        harmless = told_apart[site.name] and (apart or 0) < 0.5  # a branch that is mostly bias
+        if _falls_on_a_line(flow, site) and not harmless:
+            before, after = _ranks(flow, site)
+            fallen = [s for s in flow.layers if s is site or _falls_on_a_line(flow, s)]
             yield Finding(
                 "rank_collapse", site.name,
                 f"The effective rank falls from {before:.1f} to {after:.2f} in this one layer: all "
                 "samples come to lie on a line.",
-                "Draw its weights as independent random numbers.", redraw(flow, [site]),
+                "Draw its weights as independent random numbers.", redraw(flow, fallen),
             )  # fmt: skip
+
+
+def _is_told_apart(flow: Flow, user: Site, source: Site) -> bool:
+    """Whether a residual stream that this is added to tells the inputs apart."""
+    others = (shared(s.forward) or 0 for s in flow.sources(user) if s.name != source.name)
+    return user.kind == "add" and any(share >= LOST for share in others)
+
+
+def _falls_on_a_line(flow: Flow, site: Site) -> bool:
+    before, after = _ranks(flow, site)
+    return after <= _A_LINE and after * _SUDDEN < before
 
 
 def _ranks(flow: Flow, layer: Site) -> tuple[float, float]:

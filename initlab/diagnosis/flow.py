@@ -15,7 +15,14 @@ from functools import cached_property, lru_cache
 import torch
 
 from initlab.activations import Activation
-from initlab.diagnosis.draws import LOGITS, PLAIN, Draw, draw_after, right_gains
+from initlab.diagnosis.draws import (
+    LOGITS,
+    PLAIN,
+    Draw,
+    draw_after,
+    draw_before_sine,
+    right_gains,
+)
 from initlab.theory import relu_length_law
 from initlab.tracing import Site, Stats, Trace
 
@@ -41,6 +48,17 @@ STEEP = 1e4
 The curvature grows with the square of the gradient, and the largest stable learning rate falls with
 its inverse; the rates in use span four decades, from 1 to 10⁻⁴. A branch that outweighs its
 residual stream by as much shrinks the gradient of all other branches likewise.
+"""
+
+SMALL = math.sqrt(LOST)
+"""Factor in a mean square below which a layer is no longer small on purpose.
+
+Weights in front of a normalization or at the end of a residual branch may be, and so may be all of
+a branch whose layers are N(0, 0.02²) whatever their width. A branch has two layers in a row (in and
+out of an MLP, values and output of an attention): below √LOST each, the two lose the signal.
+A normalization makes what follows independent of the scale of W before it: ∂L/∂W goes with 1/|W|,
+and the mean square of the relative step with the inverse square of that of W. So beyond 1/√LOST
+that is lost too, and below √LOST it is beyond STEEP.
 """
 
 DRIFT = 10.0
@@ -243,33 +261,16 @@ class Flow:
     def in_branch(self) -> dict[str, bool]:
         """By name, whether every way to the output leads into a residual sum that another operand
         keeps alive."""
+        return self.always_meets(self.is_kept_alive)
 
-        def kept_alive(user: Site, source: Site) -> bool:
-            others = (s for s in self.sources(user) if s.name != source.name)
-            return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
+    def is_kept_alive(self, user: Site, source: Site) -> bool:
+        """Whether this is a residual sum that is not 0 without this operand."""
+        others = (s for s in self.sources(user) if s.name != source.name)
+        return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
 
-        return self.always_meets(kept_alive)
-
-    @cached_property
-    def opening(self) -> dict[str, float]:
-        """By name, how far the residual branches around a site are open to the gradient.
-
-        The share of the sum of squares at a residual sum that arrives at what it adds. It is 1
-        unless something between them scales the branch down, as the 10⁻⁶ of a layer scale
-        (Touvron et al. 2021); its own gradient is not small, so that it opens by itself, as a
-        scale of 0 does.
-        """
-        found: dict[str, float] = {}
-        for site in reversed(self.sites):
-            ways = [found[user.name] * self._share(site, user) for user in self.users(site)]
-            found[site.name] = max(ways) if ways and self.in_branch[site.name] else 1.0
-        return found
-
-    def _share(self, site: Site, user: Site) -> float:
-        own, summed = total(site.backward), total(user.backward)
-        if user.kind != "add" or not own or not summed or not math.isfinite(own / summed):
-            return 1.0
-        return min(own / summed, 1.0)
+    def between(self, first: Site, last: Site) -> tuple[Site, ...]:
+        """The sites executed after the first and before the last."""
+        return self.sites[self._at[first.name] + 1 : self._at[last.name]]
 
     @cached_property
     def reads_input(self) -> dict[str, bool]:
@@ -295,8 +296,19 @@ class Flow:
         return site.name if layer is None else layer.name
 
     def is_closed(self, site: Site) -> bool:
-        """Whether it adds exactly 0 to a residual stream that others keep alive."""
-        return site.forward.second_moment == 0 and self.in_branch[site.name]
+        """Whether it adds exactly 0 to a residual stream that others keep alive, and will open.
+
+        It opens if it reads something and gets a gradient: at the end of the branch, where a last
+        layer of zeros may yet hold it back, or wherever it is seen to. Of two layers of zeros in a
+        row (such as all of an attention) neither ever moves.
+        """
+        reads_nothing = any(s.forward.second_moment == 0 for s in self.sources(site))
+        if site.forward.second_moment != 0 or not self.in_branch[site.name] or reads_nothing:
+            return False
+        if site.weight is None or site.weight.second_moment > 0:
+            return True
+        moves = site.weight_grad is not None and site.weight_grad.second_moment > 0
+        return moves or (site.name in self.closing and site.kind == "affine")
 
     def is_zero_head(self, layer: Site) -> bool:
         """Whether it is a last layer of zeros, which gets a gradient of its own all the same."""
@@ -320,11 +332,41 @@ class Flow:
         if layer is self.head:
             return LOGITS if self.trace.num_classes else PLAIN
         sources = self.sources(layer)
+        omega = self.omega(layer)
+        if omega is not None and abs(math.log(omega)) > math.log(OFF):
+            is_first = any(source.kind == "input" for source in sources)
+            return draw_before_sine(omega, layer.fan_in or 1, is_first=is_first)
         if len(sources) == 1 and sources[0].kind == "input":
             scale = sources[0].forward.second_moment
             if math.isfinite(scale) and scale > DRIFT:
                 return Draw("lecun_normal", 1 / math.sqrt(scale))
         return draw_after(self.activation_read(layer))
+
+    def omega(self, layer: Site) -> float | None:
+        """The ω of the sin(ω·z) that reads this layer; None where there is none, or none is seen.
+
+        To two digits, of the mean over all sines that agree within ``OFF``, as sampling allows.
+        """
+        own = self._omegas.get(layer.name)
+        if own is None:
+            return None
+        logs = [math.log(each) for each in self._omegas.values()]
+        alike = [each for each in logs if abs(each - math.log(own)) < math.log(OFF)]
+        return float(f"{math.exp(sum(alike) / len(alike)):.2g}")
+
+    @cached_property
+    def _omegas(self) -> dict[str, float]:
+        """By the names of the layers that sines read. The factor itself is not seen, but what it
+        does to the gradient is: ω² times the mean of cos², which is one minus that of sin²."""
+        found: dict[str, float] = {}
+        for sine in self.sites:
+            layer = next(iter(self.sources(sine)), sine)
+            own, above = total(layer.backward), total(sine.backward)
+            slope = 1 - sine.forward.second_moment
+            is_read = sine.op == "sin" and is_layer(layer) and len(self.users(layer)) == 1
+            if is_read and own and above and math.isfinite(own / above) and slope > 0:
+                found[layer.name] = math.sqrt(own / above / slope)
+        return found
 
     @cached_property
     def overweight(self) -> list[Site]:
@@ -339,16 +381,23 @@ class Flow:
     def _deviation(self, layer: Site) -> int:
         """1 where the weights of a layer are too large, −1 where they are too small, else 0."""
         gain = weight_gain(layer)
-        if gain is None or layer.kind == "recurrent" or self.hidden[layer.name]:
+        if gain is None:
             return 0
+        if layer.kind == "recurrent":  # its gates have other laws; torch's own draw gives it 1/3
+            return (gain > DRIFT) - (gain < SMALL)
+        draw = self.draw(layer)
+        own = draw.gain
         least, most = right_gains(self.activation_read(layer))
-        own = self.draw(layer).gain
+        if draw.omega is not None:
+            least, most = own, most if draw.position == "first" else own
         numel = math.prod(layer.weight_shape or (1,))
         slack = OFF * (1 + CHANCE * math.sqrt(2 / numel))
-        may_be_small = layer.name in self.closing  # a branch may start at 0
+        hidden = self.hidden[layer.name]
         if gain < min(own, least) ** 2 / slack:
-            return 0 if may_be_small else -1
-        return 0 if gain <= max(own, most) ** 2 * slack else 1
+            may_be_small = hidden or layer.name in self.closing
+            on_purpose = gain == 0 or gain >= SMALL * min(own, least) ** 2
+            return 0 if may_be_small and on_purpose else -1
+        return int(gain > max(own, most) ** 2 * (1 / SMALL if hidden else slack))
 
     @cached_property
     def _overweight_bits(self) -> int:

@@ -20,20 +20,34 @@ _RESET = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _LINE = 88
 
 
-def strengthen(flow: Flow) -> tuple[str, str]:
-    """Words and code that draw the layers whose weights are too small, or else all layers."""
-    return _correct(flow, flow.underweight, "smaller")
+def strengthen(flow: Flow, also: Sequence[Site] = ()) -> tuple[str, str]:
+    """Words and code that draw the layers whose weights are too small, and these, or else all."""
+    return _correct(flow, _with(flow.underweight, also), "smaller")
 
 
 def weaken(flow: Flow, also: Sequence[Site] = ()) -> tuple[str, str]:
     """Words and code that draw the layers whose weights are too large, and these, or else all."""
-    off = [*flow.overweight, *(layer for layer in also if layer not in flow.overweight)]
-    return _correct(flow, off, "larger")
+    return _correct(flow, _with(flow.overweight, also), "larger")
+
+
+def correct(flow: Flow) -> tuple[str, str]:
+    """Words and code that draw the layers whose weights are too small or too large; or all, where
+    none is too small: what takes the gradient may be what a normalization hides."""
+    if not flow.underweight:
+        return _correct(flow, [], "smaller")
+    if not flow.overweight:
+        return strengthen(flow)
+    return _correct(flow, _with(flow.underweight, flow.overweight), "different")
+
+
+def _with(off: Sequence[Site], also: Sequence[Site]) -> list[Site]:
+    return [*off, *(layer for layer in also if layer not in off)]
 
 
 def _correct(flow: Flow, off: list[Site], how: str) -> tuple[str, str]:
     if not off:
-        return "No weights are off by themselves: draw all anew.", redraw(flow, flow.layers)
+        words = f"No weights by themselves have a {how} variance than they should: draw all anew."
+        return words, redraw(flow, flow.layers)
     names = ", ".join(layer.name for layer in off[:3])
     more = f" and {len(off) - 3} more" if len(off) > 3 else ""
     words = (
@@ -113,9 +127,15 @@ def _is_usual(flow: Flow, layer: Site) -> bool:
 
 
 def _init_call(draw: Draw, names: list[str]) -> str:
-    how = f'activation="{draw.activation}", ' if draw.activation else f"gain={draw.gain:.6g}, "
-    how = "" if draw == PLAIN else how
-    return "\n".join(_listed(f'init_(model, "{draw.scheme}", {how}only=', names, ")"))
+    return "\n".join(_listed(f'init_(model, "{draw.scheme}", {_how(draw)}only=', names, ")"))
+
+
+def _how(draw: Draw) -> str:
+    if draw == PLAIN or draw.position == "first":
+        return 'position="first", ' if draw.position == "first" else ""
+    if draw.omega is not None:
+        return f"omega={draw.omega:g}, "
+    return f'activation="{draw.activation}", ' if draw.activation else f"gain={draw.gain:.6g}, "
 
 
 def _fill(flow: Flow, layer: Site) -> list[str]:
@@ -126,10 +146,11 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     if layer.op.startswith("embedding"):
         return [f"torch.nn.init.normal_({parameter})"]
     draw = flow.draw(layer)
+    scheme = "lecun_normal" if draw.omega is not None else draw.scheme  # by hand, for its gain
     how = f"gain={draw.gain:.6g}, fan_in={layer.fan_in or 1:g}"
     if ".parametrizations." in str(layer.parameter):
-        return _assign(layer, f'scheme("{draw.scheme}")(torch.empty_like(old), {how})')
-    lines = [f'scheme("{draw.scheme}")({parameter}, {how})', *_zeroed([layer])]
+        return _assign(layer, f'scheme("{scheme}")(torch.empty_like(old), {how})')
+    lines = [f'scheme("{scheme}")({parameter}, {how})', *_zeroed([layer])]
     if layer.op == "multi_head_attention" and layer.module:
         lines.append(_init_call(PLAIN, [f"{layer.module}.out_proj"]))
     return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])

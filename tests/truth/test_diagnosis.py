@@ -12,7 +12,7 @@ from initlab import ACTIVATIONS, diagnose, digits, trace
 from initlab.diagnosis.draws import draw_after
 from initlab.diagnosis.faults_of_scale import loss_of
 from initlab.diagnosis.faults_of_units import _saturated_square, _saturation_limit
-from initlab.diagnosis.flow import Flow, chance, weight_gain
+from initlab.diagnosis.flow import SMALL, Flow, chance, weight_gain
 
 
 def plain_mlp(depth: int, width: int, fill) -> nn.Sequential:
@@ -124,6 +124,63 @@ def test_the_gain_of_a_layers_weights_is_what_multiplies_its_signal():
     assert weight_gain(first) == pytest.approx(ratio, rel=0.02)
     flow = Flow(seen)
     assert flow.overweight == flow.underweight == []
+
+
+# ---- gradients that may be small
+
+
+@pytest.mark.parametrize(("keys", "spread", "size"), [(4, 1.0, 0.1), (64, 0.03, 0.3)])
+def test_a_uniform_attention_passes_its_queries_the_share_that_openings_derives(keys, spread, size):
+    """|∂L/∂q|² / |∂L/∂out|² is Var(v)·E k²/n where the logits are near 0."""
+    torch.manual_seed(0)
+    shape = (4096, keys, 32)
+    q = (1e-3 * torch.randn(4096, 1, 32, dtype=torch.float64)).requires_grad_()
+    k = size * torch.randn(shape, dtype=torch.float64)
+    v = torch.randn(4096, 1, 32, dtype=torch.float64) + spread * torch.randn(shape).double()
+    g = torch.randn(4096, 1, 32, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), q, g)
+    share = float(gradient.square().sum() / g.square().sum())
+    biased = 1 - 1 / keys  # of a variance about the mean of these keys
+    assert share == pytest.approx(biased * spread**2 * size**2 / keys, rel=0.1)
+
+
+@pytest.mark.parametrize("omega", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
+def test_the_omega_of_a_sine_is_seen_in_its_gradient_whatever_the_scale(omega, scale):
+    class Sine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(64, 128), nn.Linear(128, 64)
+            nn.init.normal_(self.layer.weight, std=scale / omega / 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.sin(omega * self.layer(x)))
+
+    torch.manual_seed(0)
+    seen = trace(Sine(), torch.randn(128, 64))
+    assert Flow(seen).omega(seen["layer"]) == pytest.approx(omega, rel=0.05)
+
+
+@pytest.mark.parametrize(("square", "opens"), [(SMALL, True), (SMALL / 100, False)])
+def test_a_branch_of_three_layers_opens_in_a_thousand_steps_unless_they_are_below_small(
+    square, opens
+):
+    """x + W₃ gelu(W₂ W₁ x) learns a linear map at a rate of 1, from weights of this gain²."""
+    torch.manual_seed(0)
+    width, inputs = 16, torch.randn(256, 16)
+    target = inputs @ torch.randn(width, width) / 4
+    weights = [torch.randn(width, width) * math.sqrt(square / width) for _ in range(3)]
+    parameters = [weight.requires_grad_() for weight in weights]
+    first, second, third = parameters
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    losses = []
+    for _ in range(1000):
+        loss = F.mse_loss(inputs + F.gelu(inputs @ first @ second) @ third, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert (losses[-1] < losses[0] / 2) == opens
 
 
 # ---- what training does

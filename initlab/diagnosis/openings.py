@@ -1,0 +1,114 @@
+"""How far the gradient's ways are open to the layers that training can do without at first: those
+in a residual branch, and those that decide where an attention looks.
+
+*Residual branches* may begin nearly closed. What a layer scale (10⁻⁶, Touvron et al. 2021) takes
+from the gradient opens by itself, because its own gradient is not small; and the layers of a branch
+that are all a little small grow together (Saxe et al. 2014: of two in a row the time is the
+logarithm of their smallness), while the stream trains. A layer below ``SMALL`` is no such choice.
+
+*Queries and keys.* Of logits s = q·k·c, with n keys and p = softmax(s), an output Σ p v passes
+∂L/∂sⱼ = pⱼ g·(vⱼ − Σ p v) on. Near p = 1/n its squares sum to |g|²·Var(v)/n, and the gradient of q
+has that times c²·|k|²: with the usual c² = 1/d it is Var(v)·E k²/n of what comes to the values. So
+it is small where the values are alike (as at the start, or where there is one key), small with the
+weights, and smaller with more keys; none of it is lost, since values and output train and the
+logits follow. It is a fault of weights only if those of the query, the keys or the values are:
+smaller than ``SMALL``, or so large that the softmax has but one key left.
+
+An attention written with ``@`` and ``softmax`` is no site. It shows where a layer reads the one
+operand that a trace follows, and those beside it are read by nothing that is seen.
+"""
+
+from __future__ import annotations
+
+import math
+
+from initlab.diagnosis.flow import SMALL, Flow, is_layer, total, weight_gain
+from initlab.tracing import Site
+
+
+def optional(flow: Flow) -> dict[str, bool]:
+    """By name, whether every way to the output leads into a residual sum that another operand
+    keeps alive, or into the logits of an attention."""
+    return flow.always_meets(
+        lambda user, source: flow.is_kept_alive(user, source) or bool(beside(flow, source, user))
+    )
+
+
+def openings(flow: Flow) -> dict[str, float]:
+    """By name, the share of the sum of squares of the gradient that is expected to arrive: 1
+    where training cannot do without."""
+    found: dict[str, float] = {}
+    without = optional(flow)
+    for site in reversed(flow.sites):
+        ways = [found[user.name] * _share(flow, site, user) for user in flow.users(site)]
+        found[site.name] = max(ways) if ways and without[site.name] else 1.0
+    return found
+
+
+def _share(flow: Flow, site: Site, user: Site) -> float:
+    """The share that comes through one user, as far as no fault of weights explains it."""
+    operands = beside(flow, site, user)
+    if not all(_is_sane(flow, other) for other in operands):
+        return 1.0
+    if (operands and user.kind == "attention") or user.kind in ("add", "other"):
+        return _measured(site, user)
+    if user.kind != "affine" or not is_layer(user):
+        return 1.0
+    passes = _passes(user)
+    by_weights = passes if passes >= SMALL else 1.0
+    return by_weights * (min(_measured(site, user) / passes, 1.0) if operands and passes else 1.0)
+
+
+def _measured(site: Site, user: Site) -> float:
+    own, summed = total(site.backward), total(user.backward)
+    if not own or not summed or not math.isfinite(own / summed):
+        return 1.0
+    return min(own / summed, 1.0)
+
+
+def _passes(layer: Site) -> float:
+    """fan_out·E W²: the factor by which a layer's weights multiply a sum of squared gradients."""
+    if layer.weight is None or layer.fan_out is None:
+        return 1.0
+    factor = layer.fan_out * layer.weight.second_moment
+    return min(factor, 1.0) if math.isfinite(factor) else 1.0
+
+
+def _is_sane(flow: Flow, operand: Site) -> bool:
+    layer = flow.layer_at(operand)
+    gain = weight_gain(layer) if layer is not None else None
+    return gain is None or (gain >= SMALL and layer not in flow.overweight)
+
+
+def beside(flow: Flow, source: Site, user: Site) -> list[Site]:
+    """The other operands of an attention for which this one is a query or a key; else none."""
+    if user.kind == "attention":
+        values = user.reads[min(2, len(user.reads) - 1)]
+        return [] if source.name == values else [s for s in flow.sources(user) if s != source]
+    return _unseen(flow, user) if is_layer(user) and user.kind == "affine" else []
+
+
+def is_closed_query(flow: Flow, layer: Site) -> bool:
+    """Whether it is a query or key of zeros beside operands that are not: all places get the same
+    attention at first, and its own gradient tells its units apart (Yang et al. 2022)."""
+    users = flow.users(layer)
+    others = [beside(flow, layer, user) for user in users]
+    return bool(users) and all(
+        group and all(other.forward.second_moment > 0 for other in group) for group in others
+    )
+
+
+def _unseen(flow: Flow, user: Site) -> list[Site]:
+    """The layers computed along with what this one reads, which get a gradient though nothing that
+    is seen reads them."""
+    first = next(iter(flow.sources(user)), None)
+    while first is not None and not is_layer(first):
+        sources = flow.sources(first)
+        first = sources[0] if sources and first.kind not in ("input", "norm") else None
+    if first is None:
+        return []
+    start = next(iter(flow.sources(first)), first)
+    return [
+        site for site in flow.between(start, user)
+        if is_layer(site) and not flow.users(site) and site.reached
+    ]  # fmt: skip
