@@ -105,13 +105,13 @@ def _is_uniform(layer: Site) -> bool:
 def dead_units(flow: Flow) -> Iterator[Finding]:
     """Units whose slope is 0 on the whole batch, more of them than chance explains."""
     for site in flow.sites:
-        if not _is_dead(flow, site):
+        if not _is_dead(site):
             continue
         saturated = site.saturated_fraction or 0
         if saturated > _saturation_limit(site.activation):
             continue  # so far out in a tail that float has no slope left
         normal = _inactive_by_chance(flow, site)
-        dead = [s for s in flow.sites if _is_dead(flow, s)]
+        dead = [s for s in flow.sites if _is_dead(s)]
         evidence = (
             f"{site.dead_fraction:.0%} of the units of {site.name} have slope 0 on the whole "
             f"batch, where {normal:.0%} are expected and half of them at most"
@@ -125,7 +125,7 @@ def dead_units(flow: Flow) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _is_dead(flow: Flow, site: Site) -> bool:
+def _is_dead(site: Site) -> bool:
     """Whether more units are dead than inputs that have become all alike explain, or all are."""
     dead = site.dead_fraction
     if dead is None or dead <= 0.5 or not is_clean(site):

@@ -6,20 +6,15 @@
 from initlab.plots.curves import (
     BLACK,
     BLUE,
-    GREEN,
     HEALTHY,
     ORANGE,
-    PURPLE,
     QUANTITIES,
     SKY,
     VIEWS,
-    YELLOW,
     Curve,
     Panel,
     Picture,
-    Quantity,
     Stamp,
-    Subject,
     View,
     curve,
     nice_depth,
@@ -31,7 +26,7 @@ from initlab.plots.curves import (
 from initlab.plots.weights import WeightPicture
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "HEALTHY", "ORANGE", "PURPLE", "QUANTITIES", "SKY", "VIEWS", "YELLOW",
-    "Curve", "Panel", "Picture", "Quantity", "Stamp", "Subject", "View", "WeightPicture", "curve",
+    "BLACK", "BLUE", "HEALTHY", "ORANGE", "QUANTITIES", "SKY", "VIEWS", "Curve",
+    "Panel", "Picture", "Stamp", "View", "WeightPicture", "curve",
     "nice_depth", "output_gradient", "plot", "theory_curve", "unit_curves",
 ]  # fmt: skip

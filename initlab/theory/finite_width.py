@@ -29,11 +29,6 @@ class LengthLaw:
     log_mean: float
     log_var: float
 
-    @property
-    def relative_var(self) -> float:
-        """Variance over squared mean, were the law log-normal."""
-        return math.expm1(self.log_var)
-
     def interval(self, sds: float = 1.96) -> tuple[float, float]:
         """The factors by which h² lies below and above its mean in 95 % of the draws."""
         half = sds * math.sqrt(self.log_var)

@@ -26,12 +26,12 @@ PIECE = 2**16
 LARGE = 2**15
 """From how many elements on a tensor is measured by itself: then the calls cost little."""
 
+_MEDIUM = 2**13
+"""The same where two sums are all that is wanted of it."""
+
 _LEAST, _MOST, _SHARE = 1e-24, 1e24, 0.003
 """Where float32 sums are trusted: second moments within its range, and variances that are not too
 small a share of them."""
-
-_MEDIUM = 2**13
-"""The same where two sums are all that is wanted."""
 
 _BLOCK = 2**17
 _MOST_SAMPLES = 1024
