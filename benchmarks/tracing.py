@@ -127,6 +127,9 @@ def peak_megabytes(name: str, traced: bool) -> float:
     """How far one pass drives the memory of this process up; to be run in a fresh one."""
     torch.set_num_threads(1)
     model, batch, _ = CASES[name]()
+    small = nn.Sequential(nn.Linear(4, 4), nn.ReLU())  # what a first pass of any model loads
+    bare(small, torch.randn(2, 4))
+    trace(small, torch.randn(2, 4))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):
         trace(model, batch) if traced else bare(model, batch)
@@ -138,7 +141,7 @@ def memory_ratio(name: str) -> float:
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(1, maxtasksperchild=1) as pool:
         base, full = (
-            statistics.median(pool.apply(peak_megabytes, (name, traced)) for _ in range(3))
+            statistics.median(pool.apply(peak_megabytes, (name, traced)) for _ in range(5))
             for traced in (False, True)
         )
     return full / base

@@ -192,10 +192,11 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
     centred = not any(layer.mean or layer.bias_mean for layer in layers)
-    if centred:
-        rows = _follow_centred(experiment, layers, phi, band)
-    else:
-        rows = _follow_shifted(experiment, layers, phi)
+    with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
+        if centred:
+            rows = _follow_centred(experiment, layers, phi, band)
+        else:
+            rows = _follow_shifted(experiment, layers, phi)
     sites = tuple(_sites(experiment, rows))
     unsaid = _unsaid(experiment, centred)
     return Prediction(sites, "", experiment.batch_size, centred, unsaid)
