@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from initlab.errors import seed_number, unknown_name
 from initlab.tracing.checkpoints import accumulate
 from initlab.tracing.measuring import quick
-from initlab.tracing.observing import Observer, Record, Wanted
+from initlab.tracing.observing import Observer, Wanted
 from initlab.tracing.preserving import Preserved, is_lazy, preserved
+from initlab.tracing.records import Record
 from initlab.tracing.sites import Site, Trace
 
 Probe = Literal["normal", "rademacher"]
