@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -435,67 +435,66 @@ def _elementwise(
     return made
 
 
+class Family(NamedTuple):
+    """The activations that one torch module computes, told apart by its arguments.
+
+    Attributes:
+        module: their class.
+        function: what it calls.
+        fields: the arguments, as attributes of the module and as keywords of the function.
+        kinks: where φ or φ' jumps, from the arguments.
+        saturates: on which side.
+    """
+
+    module: type[nn.Module]
+    function: Callable[..., Tensor]
+    fields: tuple[str, ...]
+    kinks: Callable[..., tuple[float, ...]] = lambda *_: ()
+    saturates: Saturates = "none"
+
+
+def _at_zero(*_: float) -> tuple[float, ...]:
+    return (0.0,)
+
+
+def _at_both(bound: float) -> tuple[float, ...]:
+    return (-bound, bound)
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "leaky_relu": Family(nn.LeakyReLU, F.leaky_relu, ("negative_slope",), _at_zero),
+        "elu": Family(nn.ELU, F.elu, ("alpha",), _at_zero, "low"),
+        "celu": Family(nn.CELU, F.celu, ("alpha",), _at_zero, "low"),
+        "softplus": Family(nn.Softplus, F.softplus, ("beta", "threshold")),
+        "hardtanh": Family(
+            nn.Hardtanh, F.hardtanh, ("min_val", "max_val"), lambda *ends: ends, "both"
+        ),
+        "threshold": Family(
+            nn.Threshold, F.threshold, ("threshold", "value"), lambda at, value: (at,)
+        ),
+        "softshrink": Family(nn.Softshrink, F.softshrink, ("lambd",), _at_both),
+        "hardshrink": Family(nn.Hardshrink, F.hardshrink, ("lambd",), _at_both),
+    }
+)
+"""Every activation with arguments whose module and function name them alike."""
+
 # Cached, so that equal arguments give the same object and share its cached moments.
 
 
-@lru_cache
-def _leaky_relu(slope: float) -> Activation:
-    function = partial(F.leaky_relu, negative_slope=slope)
-    module = partial(nn.LeakyReLU, slope)
-    return _named("leaky_relu", function, module, (0.0,), arguments=(slope,))
+@lru_cache(maxsize=1024)
+def _member(name: str, *arguments: float) -> Activation:
+    family = FAMILIES[name]
+    keywords = dict(zip(family.fields, arguments, strict=True))
+    function, module = partial(family.function, **keywords), partial(family.module, *arguments)
+    kinks = family.kinks(*arguments)
+    return _named(name, function, module, kinks, family.saturates, arguments)
 
 
 @lru_cache
 def _prelu(slope: float) -> Activation:
     function = partial(F.leaky_relu, negative_slope=slope)
     return _named("prelu", function, partial(nn.PReLU, init=slope), (0.0,), arguments=(slope,))
-
-
-@lru_cache
-def _elu(alpha: float) -> Activation:
-    function, module = partial(F.elu, alpha=alpha), partial(nn.ELU, alpha)
-    return _named("elu", function, module, (0.0,), "low", (alpha,))
-
-
-@lru_cache
-def _celu(alpha: float) -> Activation:
-    function, module = partial(F.celu, alpha=alpha), partial(nn.CELU, alpha)
-    return _named("celu", function, module, (0.0,), "low", (alpha,))
-
-
-@lru_cache
-def _softplus(beta: float, threshold: float) -> Activation:
-    function = partial(F.softplus, beta=beta, threshold=threshold)
-    module = partial(nn.Softplus, beta, threshold)
-    return _named("softplus", function, module, arguments=(beta, threshold))
-
-
-@lru_cache
-def _hardtanh(low: float, high: float) -> Activation:
-    function, module = (
-        partial(F.hardtanh, min_val=low, max_val=high),
-        partial(nn.Hardtanh, low, high),
-    )
-    return _named("hardtanh", function, module, (low, high), "both", (low, high))
-
-
-@lru_cache
-def _threshold(threshold: float, value: float) -> Activation:
-    function = partial(F.threshold, threshold=threshold, value=value)
-    module = partial(nn.Threshold, threshold, value)
-    return _named("threshold", function, module, (threshold,), arguments=(threshold, value))
-
-
-@lru_cache
-def _softshrink(lambd: float) -> Activation:
-    function, module = partial(F.softshrink, lambd=lambd), partial(nn.Softshrink, lambd)
-    return _named("softshrink", function, module, (-lambd, lambd), arguments=(lambd,))
-
-
-@lru_cache
-def _hardshrink(lambd: float) -> Activation:
-    function, module = partial(F.hardshrink, lambd=lambd), partial(nn.Hardshrink, lambd)
-    return _named("hardshrink", function, module, (-lambd, lambd), arguments=(lambd,))
 
 
 @lru_cache
@@ -521,19 +520,19 @@ def _relu_squared(z: Tensor) -> Tensor:
 _BUILT_IN = (
     _named("identity", lambda z: z * 1, nn.Identity),
     _named("relu", F.relu, nn.ReLU, (0.0,)),
-    _leaky_relu(0.01),
+    _member("leaky_relu", 0.01),
     _prelu(0.25),
-    _elu(1.0),
+    _member("elu", 1.0),
     _named("selu", F.selu, nn.SELU, (0.0,), "low"),
-    _celu(1.0),
+    _member("celu", 1.0),
     _gelu("none"),
     _gelu("tanh"),
     _named("silu", F.silu, nn.SiLU),
     _named("mish", F.mish, nn.Mish),
-    _softplus(1.0, 20.0),
+    _member("softplus", 1.0, 20.0),
     _named("tanh", torch.tanh, nn.Tanh, (), "both"),
     _named("sigmoid", torch.sigmoid, nn.Sigmoid, (), "both"),
-    _hardtanh(-1.0, 1.0),
+    _member("hardtanh", -1.0, 1.0),
     _named("hardswish", F.hardswish, nn.Hardswish, (-3.0, 3.0)),
     _named("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid, (-3.0, 3.0), "both"),
     _named("relu6", F.relu6, nn.ReLU6, (0.0, 6.0), "high"),
@@ -550,41 +549,23 @@ _registry: dict[str, Activation] = {entry.name: entry for entry in _BUILT_IN}
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(_registry)
 """Every activation by name, in the order in which menus show them."""
 
-# Of the other modules one entry serves every instance; Elementwise carries its own.
-_PARAMETRIC = {"leaky_relu", "prelu", "elu", "celu", "softplus", "hardtanh", "gelu", "gelu_tanh"}
-
-_FROM_MODULE: dict[type[nn.Module], Callable[..., Activation]] = {
-    nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope),
-    nn.RReLU: lambda m: _leaky_relu((m.lower + m.upper) / 2),
-    nn.PReLU: lambda m: _prelu(_rms_slope(m.weight)),
-    nn.ELU: lambda m: _elu(m.alpha),
-    nn.CELU: lambda m: _celu(m.alpha),
-    nn.Softplus: lambda m: _softplus(float(m.beta), float(m.threshold)),
-    nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
-    nn.Threshold: lambda m: _threshold(m.threshold, m.value),
-    nn.Softshrink: lambda m: _softshrink(m.lambd),
-    nn.Hardshrink: lambda m: _hardshrink(m.lambd),
-    nn.GELU: lambda m: _gelu(m.approximate),
+_OF_ARGUMENTS: dict[type[nn.Module], Callable[..., Activation]] = {
     Elementwise: lambda m: m.activation,
-    **{
-        type(entry.module()): partial(lambda entry, m: entry, entry)
-        for entry in _BUILT_IN
-        if entry.name not in _PARAMETRIC and not isinstance(entry.module(), Elementwise)
-    },
+    nn.GELU: lambda m: _gelu(m.approximate),
+    nn.PReLU: lambda m: _prelu(_rms_slope(m.weight)),
+    nn.RReLU: lambda m: _member("leaky_relu", (m.lower + m.upper) / 2),  # the mean of its slopes
 }
+_OF_CLASS = {type(entry.module()): entry for entry in _BUILT_IN}
 
-_FAMILIES: Mapping[str, Callable[..., Activation]] = {
-    "leaky_relu": _leaky_relu,
-    "rrelu": _leaky_relu,  # with the mean of its random slopes
-    "prelu": _prelu,
-    "elu": _elu,
-    "celu": _celu,
-    "softplus": _softplus,
-    "hardtanh": _hardtanh,
-    "threshold": _threshold,
-    "softshrink": _softshrink,
-    "hardshrink": _hardshrink,
-}
+
+def _of_module(module: nn.Module) -> Activation | None:
+    """The activation that a module of a known class, not of one derived, has by its arguments."""
+    kind = type(module)
+    for name, family in FAMILIES.items():
+        if kind is family.module:
+            return _member(name, *(float(getattr(module, field)) for field in family.fields))
+    make = _OF_ARGUMENTS.get(kind)
+    return make(module) if make is not None else _OF_CLASS.get(kind)
 
 
 def known_activation(name: str, arguments: tuple[float, ...] = ()) -> Activation | None:
@@ -593,8 +574,11 @@ def known_activation(name: str, arguments: tuple[float, ...] = ()) -> Activation
     >>> known_activation("leaky_relu", (0.2,)).homogeneous
     (1.0, 0.2)
     """
-    if arguments and name in _FAMILIES:
-        return _FAMILIES[name](*arguments)
+    if arguments and name == "prelu":
+        return _prelu(*arguments)
+    family = "leaky_relu" if name == "rrelu" else name
+    if arguments and family in FAMILIES:
+        return _member(family, *arguments)
     return _registry.get(name)
 
 
@@ -641,8 +625,8 @@ def activation(spec: ActivationSpec) -> Activation:
         return _registry[spec]
     if isinstance(spec, type) and issubclass(spec, nn.Module):
         spec = spec()
-    if isinstance(spec, nn.Module) and type(spec) in _FROM_MODULE:
-        return _FROM_MODULE[type(spec)](spec)
+    if isinstance(spec, nn.Module) and (known := _of_module(spec)) is not None:
+        return known
     if not callable(spec):
         raise TypeError(
             f"activation={spec!r} must be a name, an nn.Module or an elementwise function"
@@ -715,6 +699,6 @@ def register_activation(
         entry = _elementwise(name, function, kinks, sides)
     else:
         entry = _named(name, function, module, kinks, sides)
-        _FROM_MODULE.setdefault(type(module()), lambda m: entry)
+        _OF_CLASS.setdefault(type(module()), entry)
     _registry[name] = entry
     return entry

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from initlab.activations import ACTIVATIONS, Activation, activation
+from initlab.activations import ACTIVATIONS, FAMILIES, Activation, activation
 
 Kind = Literal[
     "input", "affine", "activation", "norm", "add", "recurrent", "attention", "other", "output"
@@ -237,16 +237,9 @@ OPERATIONS: dict[Any, Operation] = {
 # ---------------------------------------------------------------- which activation a call is
 
 _WITH_PARAMETERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "leaky_relu": (nn.LeakyReLU, ("negative_slope",)),
+    **{name: (family.module, family.fields) for name, family in FAMILIES.items()},
     "rrelu": (nn.RReLU, ("lower", "upper")),
-    "elu": (nn.ELU, ("alpha",)),
-    "celu": (nn.CELU, ("alpha",)),
     "gelu": (nn.GELU, ("approximate",)),
-    "softplus": (nn.Softplus, ("beta", "threshold")),
-    "hardtanh": (nn.Hardtanh, ("min_val", "max_val")),
-    "threshold": (nn.Threshold, ("threshold", "value")),
-    "softshrink": (nn.Softshrink, ("lambd",)),
-    "hardshrink": (nn.Hardshrink, ("lambd",)),
 }
 
 
