@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from initlab.experiment import Experiment
-from initlab.plots import HEALTHY, VIEWS, Curve, curve, theory_curve
+from initlab.plots import HEALTHY, VIEWS, Curve, curve, power, theory_curve
 from initlab.prediction import Prediction, predict
 from initlab.tracing import Trace
 
@@ -163,18 +163,3 @@ def _holds(measured: Curve, theory: Curve | None) -> bool:
         _is_healthy(value) or _is_chance(measured, at, theory)
         for at, value in enumerate(measured.values)
     )
-
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def power(value: float) -> str:
-    """A number for a sentence: two digits near 1, a power of ten far from it.
-
-    >>> power(0.534), power(3.2e-9), power(12.4)
-    ('0.53', '3·10⁻⁹', '12')
-    """
-    if 0.01 <= value < 1000:
-        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"

@@ -29,7 +29,7 @@ from initlab.explorers.phase_point import (
     view,
 )
 from initlab.explorers.plane import SIGMA_B, SIGMA_W, plane
-from initlab.tracing import Trace, trace
+from initlab.tracing import Trace, trace, uncollected
 
 _STEP = 0.01  # of sigma, per arrow key
 
@@ -73,7 +73,7 @@ class PhaseExplorer(Explorer):
         self._start = self._experiment = network_at(
             activation, sigma_w, sigma_b, depth, width, seed
         )
-        super().__init__(status_height="44px")
+        super().__init__(status_height="58px")  # three lines: what stands below stays
         self._steps = (0, 0)
         self._seen: Trace | None = None
         self.prediction: Forecast | None = None
@@ -238,12 +238,13 @@ class PhaseExplorer(Explorer):
             start = time.perf_counter()
             now = self._experiment
             self._seen = None
-            self.prediction = forecast(
-                now.activation, sigma_w_of(now), sigma_b_of(now), depth=now.depth
-            )
-            self.measured = measure(now)
-            self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
-            self._draw()
+            with uncollected():  # until the picture is on its way
+                self.prediction = forecast(
+                    now.activation, sigma_w_of(now), sigma_b_of(now), depth=now.depth
+                )
+                self.measured = measure(now)
+                self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
+                self._draw()
             self._fill_folds()
         except Exception as error:  # a callback's exception would be shown nowhere
             self._fail(f"{type(error).__name__}: {error}")

@@ -20,9 +20,8 @@ from initlab.explorers.controls import (
     with_defaults,
 )
 from initlab.explorers.explorer import Explorer, button, fold, one_thread
-from initlab.explorers.finding import power
 from initlab.live import LiveFigure
-from initlab.plots import WeightPicture
+from initlab.plots import WeightPicture, power
 from initlab.weights import LAYER_KINDS, DrawnLayer, LayerDraw
 
 _SIZES = {
