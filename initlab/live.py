@@ -127,6 +127,9 @@ STYLE = """
 .initlab-explorer th { position: sticky; top: 0; background: var(--jp-layout-color1, white); }
 """
 
+_SENDING = 0.001
+"""Seconds that the thread that sends has to itself before more is computed; without them the
+picture waits for all that follows it."""
 _BACKGROUNDS = 8  # kept as pixels, some 2 MB each
 
 
@@ -198,6 +201,7 @@ class LiveFigure(anywidget.AnyWidget):
             self.source, self.dimmed = source, False
             if alt is not None:
                 self.alt = alt
+        time.sleep(_SENDING)
 
     def _restore(self, cell: int | None, background: object) -> None:
         """Bring a cell's background, or the whole figure's, onto the canvas."""

@@ -267,13 +267,6 @@ def test_many_threads_end_on_what_the_controls_say(explorer, model, batch):
     assert explorer.live.png == alone.live.png
 
 
-def test_it_shows_itself_without_a_kernel(explorer):
-    bundle = explorer._repr_mimebundle_()
-    assert bundle["text/plain"] == explorer.summary()
-    assert bundle["image/png"].startswith(b"\x89PNG")
-    assert repr(explorer).startswith("ModelExplorer: ConvNet, ")
-
-
 # ---- models of all kinds
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from initlab.diagnosis import Diagnosis, diagnose, joined
 from initlab.explorers.controls import Number, SchemeParameters, choice
-from initlab.explorers.explorer import Explorer, button, fold
+from initlab.explorers.explorer import Explorer, button, fold, settled
 from initlab.explorers.model_picture import RIGHT_VIEWS, ModelPicture, Seen, needs_geometry
 from initlab.explorers.model_trial import (
     REMEDY,
@@ -199,37 +199,35 @@ class ModelExplorer(Explorer):
         return self._trial or self._was
 
     @property
+    @settled
     def trace(self) -> Trace | None:
         """Of what is shown: the copy on which something is tried, or else the model."""
-        self._settle()
-        with self._lock:
-            return None if self._failed else self._shown[0].trace
+        return None if self._failed else self._shown[0].trace
 
     @property
+    @settled
     def diagnosis(self) -> Diagnosis | None:
         """Of what is shown."""
-        self._settle()
-        with self._lock:
-            return None if self._failed else self._shown[1]
+        return None if self._failed else self._shown[1]
 
     @property
+    @settled
     def trial(self) -> nn.Module | None:
         """The copy on which something is tried; None while the model is shown as it is."""
-        self._settle()
         return self._trial[0].model if self._trial else None
 
+    @settled
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
-        self._settle()
         seen = self._was[0].trace
         layers = sum(site.parameter is not None for site in seen)
         what = f"{type(self._model).__name__}, {len(seen)} sites, {layers} with weights"
         shown = self.controls["scheme"].value
         return f"{what}; {shown}; {self.controls['site'].value} selected\n{self._text}"
 
+    @settled
     def code(self) -> str:
         """What is tried, and a second diagnosis; expects ``model``, ``batch`` and ``target``."""
-        self._settle()
         return self._script()
 
     def _script(self) -> str:
@@ -237,29 +235,31 @@ class ModelExplorer(Explorer):
         change = [self._tried.code] if self._tried else []
         return joined([*change, check_code(self._batch, **given)])
 
+    @settled
     def apply_(self) -> None:
         """Write what is tried to your own model: the very numbers that are shown.
 
         Raises:
             ValueError: nothing is tried.
         """
-        self._settle()
-        with self._lock:
-            if self._tried is None or self._trial is None:
-                offered = ", ".join(map(repr, self.controls["scheme"].options[1:5]))
-                raise ValueError(
-                    f"nothing to apply: the model is shown as it is; first choose one of {offered},"
-                    ' … as controls["scheme"].value'
-                )
-            applied = self._tried
-            fresh, _ = changed(self._model, applied, self._batch)
-            write(fresh, self._model)
-            self.look_again(f"Applied to your model: {applied.label}. ")
+        if self._tried is None or self._trial is None:
+            offered = ", ".join(map(repr, self.controls["scheme"].options[1:5]))
+            raise ValueError(
+                f"nothing to apply: the model is shown as it is; first choose one of {offered},"
+                ' … as controls["scheme"].value'
+            )
+        applied = self._tried
+        fresh, _ = changed(self._model, applied, self._batch)
+        write(fresh, self._model)
+        self._start_over(f"Applied to your model: {applied.label}. ")
 
-    def look_again(self, before: str = "") -> None:
+    @settled
+    def look_again(self) -> None:
         """Trace the model as it is now, after training say, and let go of what was tried."""
-        self._settle()
-        with self._lock, self._quietly():
+        self._start_over()
+
+    def _start_over(self, before: str = "") -> None:
+        with self._quietly():
             self._tried = self._trial = None
             self.controls["scheme"].value = AS_IS
             try:
@@ -270,18 +270,17 @@ class ModelExplorer(Explorer):
                 return
             self._update(before)
 
+    @settled
     def reset(self) -> None:
         """Return to the model as it is, and to the first view of it."""
-        self._settle()
-        with self._lock:
-            with self._quietly():
-                self.controls["scheme"].value = AS_IS
-                self.controls["seed"].value = 0
-                self.controls["quantity"].value = "second_moment"
-                self.controls["right"].value = "backward"
-                self._tried = self._trial = None
-                self.controls["site"].value = self._first_site()
-            self._update()
+        with self._quietly():
+            self.controls["scheme"].value = AS_IS
+            self.controls["seed"].value = 0
+            self.controls["quantity"].value = "second_moment"
+            self.controls["right"].value = "backward"
+            self._tried = self._trial = None
+            self.controls["site"].value = self._first_site()
+        self._update()
 
     # ------------------------------------------------------------ reacting
 
@@ -364,12 +363,9 @@ class ModelExplorer(Explorer):
         drawn = {key: self.controls[key].value for key in ("quantity", "right")}
         self._picture.update(seen, was, name, **drawn)
         words = before + self._words()
-        self.live.refresh(
-            self._picture.moving, (object(),), f"Signal per layer; {name} is selected. {words}"
-        )
+        alt = f"Signal per layer; {name} is selected. {words}"
+        self._publish(start, self._picture.moving, (object(),), alt)
         self.live.readout = self._picture.readout(self.live.boxes(), seen, was, **drawn)
-        encode = self.live.timing["encode"]
-        self.timing |= {"draw": 1e3 * (time.perf_counter() - start) - encode, "encode": encode}
         old = was.trace[name] if was and name in was.trace else None
         self._numbers.value = numbers(seen.trace[name], old)
         self._apply.disabled = self._trial is None

@@ -21,7 +21,7 @@ from initlab.explorers.controls import (
     choice,
     with_defaults,
 )
-from initlab.explorers.explorer import Explorer, button, fold, one_thread, sentence
+from initlab.explorers.explorer import ExperimentExplorer, button, fold, one_thread, sentence
 from initlab.explorers.finding import finding
 from initlab.live import LiveFigure
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
@@ -63,20 +63,21 @@ _LARGE = 2e10
 _READOUT_ROWS = 400
 
 
-class SignalExplorer(Explorer):
+class SignalExplorer(ExperimentExplorer[Experiment]):
     """Choose a network and its initialization; see what reaches each layer, forward and backward.
 
     Args:
         experiment: what to start from; also what Reset returns to.
 
     Attributes:
-        experiment: what is shown; assign to it, or replace fields by moving ``controls``.
         controls: field name → widget with a ``value``; ``"quantity"`` and ``"right"`` choose what
             is drawn.
         trace, prediction: the latest measurement and theory; None while there is an error.
         figure: the matplotlib figure.
         timing: milliseconds of the last update: compute, draw, encode.
     """
+
+    _kind = Experiment
 
     def __init__(self, experiment: Experiment | None = None) -> None:
         self._start = experiment or Experiment()
@@ -195,18 +196,6 @@ class SignalExplorer(Explorer):
     # ------------------------------------------------------------ what others may call
 
     @property
-    def experiment(self) -> Experiment:
-        return self._experiment
-
-    @experiment.setter
-    def experiment(self, experiment: Experiment) -> None:
-        if not isinstance(experiment, Experiment):
-            raise TypeError(f"experiment must be an Experiment, not a {type(experiment).__name__}")
-        with self._lock:
-            self._load(experiment)
-            self._refresh()
-
-    @property
     def trace(self) -> Trace | None:
         """The latest measurement, every statistic of it; None while there is an error.
 
@@ -245,7 +234,7 @@ class SignalExplorer(Explorer):
             with self._quietly():
                 self.controls["quantity"].value = "second_moment"
                 self.controls["right"].value = "backward"
-            self.experiment = self._start
+            super().reset()
 
     # ------------------------------------------------------------ controls ⇄ experiment
 
@@ -256,7 +245,7 @@ class SignalExplorer(Explorer):
             self._widths = experiment.widths
             self.controls["scheme_params"].show(experiment.scheme)
             self._offer_bias(experiment.bias)
-            self._offer_schemes()
+            self._offer()
             for field in dataclasses.fields(experiment):
                 if field.name in self.controls:
                     value = getattr(experiment, field.name)
@@ -274,7 +263,7 @@ class SignalExplorer(Explorer):
         extra = [(f"constant {bias}", bias)] if numeric else []
         self.controls["bias"].options = [*_BIASES, *extra]
 
-    def _offer_schemes(self) -> None:
+    def _offer(self) -> None:
         """The menu holds the schemes that can fill the weights of the network that is shown."""
         menu = self.controls["scheme"]
         if tuple(menu.options) != self._experiment.schemes:
@@ -302,16 +291,7 @@ class SignalExplorer(Explorer):
             return
         if name in ("depth", "width"):
             self._widths = None
-        with self._in_turn() as newest:
-            if not newest:
-                return
-            try:
-                self._experiment = self._read()
-            except (ValueError, TypeError) as error:
-                self._fail(str(error))
-                return
-            self._offer_schemes()
-            self._refresh()
+        self._follow()
 
     def _pasted(self, change: Any) -> None:
         text = change["new"].strip()
@@ -375,13 +355,8 @@ class SignalExplorer(Explorer):
         self._update_panel(self._panels[0], "forward")
         self._update_panel(self._panels[1], right)
         moving = [artist for panel in self._panels for artist in panel.moving]
-        background = tuple(panel.background for panel in self._panels)
-        self.live.refresh(moving, background)
-        encode = self.live.timing["encode"]
-        draw = 1e3 * (time.perf_counter() - start) - encode
-        self.timing |= {"draw": draw, "encode": encode}
-        # What follows says the same in words and numbers; first the thread that sends has its turn.
-        time.sleep(0.001)
+        self._publish(start, moving, tuple(panel.background for panel in self._panels))
+        # What follows says the same in words and numbers.
         views = ("forward", right)
         words = finding(self._experiment, self._seen, self.prediction, quantity, views)
         self.live.alt = f"Signal per layer. {words}"
