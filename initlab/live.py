@@ -124,6 +124,7 @@ STYLE = """
 .initlab-explorer .jupyter-widget-Collapse-contents { border: none; padding: 2px 6px; }
 .initlab-explorer table { font-variant-numeric: tabular-nums; border-collapse: collapse; }
 .initlab-explorer :is(td, th) { text-align: right; padding: 0 10px; }
+.initlab-explorer :is(td, th[scope=row]) { white-space: nowrap; }
 .initlab-explorer th { position: sticky; top: 0; background: var(--jp-layout-color1, white); }
 """
 

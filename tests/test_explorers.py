@@ -18,8 +18,7 @@ from initlab import (
     SignalExplorer,
 )
 from initlab.explorers.finding import finding, silence
-from initlab.explorers.signal import RIGHT_VIEWS
-from initlab.plots import QUANTITIES, theory_curve
+from initlab.plots import BESIDE_FORWARD, QUANTITIES, theory_curve
 from initlab.weights import LayerDraw
 
 START = Experiment(depth=6, width=16, batch_size=32)
@@ -78,7 +77,7 @@ def test_an_activation_without_a_critical_point_is_said(explorer):
     assert explorer.live.dimmed
 
 
-@pytest.mark.parametrize("right", [value for _, value in RIGHT_VIEWS])
+@pytest.mark.parametrize("right", [value for _, value in BESIDE_FORWARD])
 @pytest.mark.parametrize("quantity", ["second_moment", "var", "across_samples_var"])
 def test_every_view_draws(explorer, right, quantity):
     explorer.pin()

@@ -9,8 +9,8 @@ from hammering import hammer
 from torch import nn
 
 from initlab import ModelExplorer, diagnose, init_, trace
-from initlab.explorers.model_picture import RIGHT_VIEWS
 from initlab.explorers.model_trial import batch_of, schemes_for
+from initlab.plots import BESIDE_FORWARD
 
 
 class ConvNet(nn.Module):
@@ -74,7 +74,7 @@ def test_nothing_but_apply_writes_to_the_model(model, batch):
     explorer = ModelExplorer(model, batch[0], target=batch[1])
     for name in explorer.controls["scheme"].options:
         explorer.controls["scheme"].value = name
-    for _, right in RIGHT_VIEWS:
+    for _, right in BESIDE_FORWARD:
         explorer.controls["right"].value = right
     explorer.resample()
     explorer.look_again()
@@ -197,7 +197,7 @@ def test_a_site_shows_its_weights_before_and_after(explorer, model):
 
 
 @pytest.mark.parametrize("scheme", ["as it is", "zeros", "constant"])
-@pytest.mark.parametrize("right", [key for _, key in RIGHT_VIEWS])
+@pytest.mark.parametrize("right", [key for _, key in BESIDE_FORWARD])
 def test_every_view_of_every_start_draws(explorer, scheme, right):
     explorer.controls["scheme"].value = scheme
     explorer.controls["right"].value = right

@@ -18,14 +18,6 @@ _SUBJECTS = {
     "var": "The variance of the signal",
     "across_samples_var": "What tells the inputs apart",
 }
-
-
-_BEYOND = {
-    "weight_grad": "No theory is drawn of weight gradients: they join the signal and its gradient, "
-    "which it follows one by one.",
-    "units": "No theory is drawn of units: it follows means over them.",
-    "histograms": "No theory is drawn of histograms: it follows their spread alone.",
-}
 _ROUNDED = (
     "What theory says of it is not drawn where float32's rounding is larger, below 10⁻¹² of E h²."
 )
@@ -61,19 +53,20 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     """
     if prediction.reason:
         return prediction.reason
-    if what in _BEYOND:
-        return _BEYOND[what]
-    key = "cosine" if what == "cosine" else quantity
+    view = VIEWS[what]
+    if view.no_theory:
+        return view.no_theory
+    key = quantity if view.log else what
     theory, bare = theory_curve(prediction, what, quantity), curve(prediction, what, quantity)
     if what != "backward" and theory is None and key in prediction.unsaid:
         return prediction.unsaid[key]
-    sites = [site for site in prediction if site.kind in VIEWS[what].kinds]
-    unknown = [site for site in sites if getattr(site, VIEWS[what].field) is None]
+    sites = [site for site in prediction if site.kind in view.kinds]
+    unknown = [site for site in sites if getattr(site, view.field) is None]
     if unknown and (reason := next((site.reason for site in unknown if site.reason), "")):
         return reason
     if theory is None or not np.isfinite(theory.values).all():
         return _ZERO if bare.note else _ROUNDED
-    if what == "cosine" or _has_band(theory):
+    if not view.log or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
     return prediction.unsaid.get("band", _BOUNDLESS)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from initlab.diagnosis import Diagnosis, diagnose, joined
 from initlab.explorers.controls import Number, SchemeParameters, choice
 from initlab.explorers.explorer import Explorer, button, fold, settled
-from initlab.explorers.model_picture import RIGHT_VIEWS, ModelPicture, Seen, needs_geometry
+from initlab.explorers.model_picture import ModelPicture, Seen
 from initlab.explorers.model_trial import (
     REMEDY,
     Change,
@@ -26,7 +26,7 @@ from initlab.explorers.model_trial import (
 )
 from initlab.explorers.model_words import advice, numbers, tree, verdict
 from initlab.live import LiveFigure
-from initlab.plots import QUANTITIES
+from initlab.plots import BESIDE_FORWARD, QUANTITIES, VIEWS
 from initlab.tracing import Trace, trace
 
 AS_IS = "as it is"
@@ -79,7 +79,7 @@ class ModelExplorer(Explorer):
         self._model, self._inputs = model, inputs
         self._options = {"target": target, "loss_fn": loss_fn, "model_kwargs": model_kwargs}
         self._failed = False
-        self._geometry = False
+        self._measured: dict[str, Any] = {"histogram": True}  # options of ``trace``
         self._tried: Change | None = None
         self._trial: tuple[Seen, Diagnosis] | None = None
         self._warned: list[str] = []
@@ -116,7 +116,7 @@ class ModelExplorer(Explorer):
             "scheme": choice("try", [AS_IS], AS_IS),
             "seed": Number("seed", 0, 0, 100, label_width="50px"),
             "quantity": choice("measure", quantities, "second_moment"),
-            "right": choice("right plot", RIGHT_VIEWS, "backward"),
+            "right": choice("right plot", BESIDE_FORWARD, "backward"),
             "scheme_params": SchemeParameters(),
             "site": sites,
         }
@@ -323,7 +323,7 @@ class ModelExplorer(Explorer):
     # ------------------------------------------------------------ compute and draw
 
     def _look(self, label: str, model: nn.Module) -> tuple[Seen, Diagnosis]:
-        seen = trace(model, *self._inputs, **self._options, histogram=True, geometry=self._geometry)
+        seen = trace(model, *self._inputs, **self._options, **self._measured)
         return Seen(label, model, seen), diagnose(seen)
 
     def _update(self, before: str = "") -> None:
@@ -341,12 +341,13 @@ class ModelExplorer(Explorer):
     def _compute(self) -> bool:
         """Whether anything had to be computed."""
         wanted = self._wanted()
-        deeper = needs_geometry(self.controls["right"].value) and not self._geometry
+        measured = self._measured | VIEWS[self.controls["right"].value].options
+        deeper = measured != self._measured
         if wanted == self._tried and not deeper and not self._failed:
             return False
         if self.timing["compute"] > _NOTICEABLE:
             self._say("Computing …")
-        self._geometry = self._geometry or deeper
+        self._measured = measured
         if deeper or self._failed:  # what failed may have been the look at the model itself
             self._was = self._look(AS_IS, self._model)
         self._tried = self._trial = None

@@ -455,6 +455,6 @@ def _signal_axis(view: View) -> tuple[float, float]:
     return 10.0**low, 10.0**high
 
 
-def _power_of_ten(value: float, _: int) -> str:
+def _power_of_ten(value: float, _: float) -> str:
     """A tick of a log axis; as a formula it would be set anew, letter by letter."""
     return power_of_ten(round(math.log10(value)))

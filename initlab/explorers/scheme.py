@@ -180,7 +180,9 @@ class SchemeExplorer(ExperimentExplorer[LayerDraw]):
             self.timing = {"compute": 1e3 * (computed - start)}
             words = finding(self._experiment, drawn)
             self._picture.show(drawn)
-            self._publish(computed, self._picture.moving, "weights", f"Weights of one layer. {words}")
+            self._publish(
+                computed, self._picture.moving, "weights", f"Weights of one layer. {words}"
+            )
             readout = self._picture.readout(drawn)
             boxes = self.live.boxes()
             self.live.readout = [

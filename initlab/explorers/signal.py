@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 
 from initlab.activations import ACTIVATIONS
 from initlab.data import DATA
@@ -26,25 +25,23 @@ from initlab.explorers.finding import finding
 from initlab.live import LiveFigure
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
 from initlab.plots import (
+    BESIDE_FORWARD,
+    MOST_ROWS,
     QUANTITIES,
+    VIEWS,
     Curve,
     Panel,
     Picture,
-    curve,
+    digits,
+    ghost,
+    lines,
     output_gradient,
+    readout,
     theory_curve,
-    unit_curves,
 )
 from initlab.prediction import Prediction
 from initlab.tracing import Trace, uncollected
 
-RIGHT_VIEWS = (
-    ("gradients", "backward"),
-    ("weight gradients", "weight_grad"),
-    ("dead and saturated units", "units"),
-    ("cosine between inputs", "cosine"),
-    ("histograms", "histograms"),
-)
 _OWN_BIAS = "scheme"  # a menu shows nothing for a value of None
 _BIASES = (
     ("the scheme's own", _OWN_BIAS),
@@ -60,7 +57,6 @@ _MORE = (
 )  # fmt: skip
 _NOTICEABLE = 5e9  # operations; more than about 150 ms on two cores
 _LARGE = 2e10
-_READOUT_ROWS = 400
 
 
 class SignalExplorer(ExperimentExplorer[Experiment]):
@@ -142,7 +138,7 @@ class SignalExplorer(ExperimentExplorer[Experiment]):
             "quantity": choice(
                 "measure", [(words, key) for key, (words, _) in QUANTITIES.items()], "second_moment"
             ),
-            "right": choice("right plot", RIGHT_VIEWS, "backward"),
+            "right": choice("right plot", BESIDE_FORWARD, "backward"),
         }  # fmt: skip
 
     def _arrange(self) -> list[widgets.Widget]:
@@ -222,9 +218,9 @@ class SignalExplorer(ExperimentExplorer[Experiment]):
     def pin(self) -> None:
         """Keep the present curves as ghosts; a second call lets them go."""
         with self._lock:
-            ghost = self.trace if self._pinned is None else None
+            trace = self.trace if self._pinned is None else None
             label = f"pinned: {self._experiment.activation}, {self._experiment.scheme}"
-            self._pinned = None if ghost is None else (label, ghost)
+            self._pinned = None if trace is None else (label, trace)
             self._draw()
 
     def reset(self) -> None:
@@ -329,19 +325,18 @@ class SignalExplorer(ExperimentExplorer[Experiment]):
     def _shows_more_than_moments(self) -> bool:
         _, table, _ = self._folds
         return (
-            self.controls["right"].value not in ("backward", "weight_grad")
+            not VIEWS[self.controls["right"].value].log
             or self.controls["quantity"].value == "across_samples_var"
             or table.selected_index is not None
         )
 
     def _measure(self, *, whole: bool) -> None:
         """Trace the experiment: whole, or in two thirds of the time what is drawn alone."""
-        right = self.controls["right"].value
+        right = VIEWS[self.controls["right"].value]
         self._seen = self._experiment.run(
-            weight_grad=whole or right == "weight_grad",
+            weight_grad=whole or right.field == "weight_grad",
             statistics="all" if whole else "moments",
-            histogram=right == "histograms",
-            geometry=right == "cosine",
+            **right.options,
         )
         self._seen_whole = whole
 
@@ -366,22 +361,14 @@ class SignalExplorer(ExperimentExplorer[Experiment]):
 
     def _update_panel(self, panel: Panel, what: str) -> None:
         assert self._seen is not None
-        if what == "histograms":
-            panel.histograms(self._seen)
-            return
-        if what == "units":
-            panel.update(what, measured=unit_curves(self._seen), depth=self._experiment.depth)
-            return
         quantity = self.controls["quantity"].value
         pinned = None
         if self._pinned:
-            label, ghost = self._pinned
-            pinned = curve(ghost, what, quantity, label)
-            if not np.isfinite(pinned.values).any() and not pinned.note:
-                pinned = None
-        panel.update(
+            label, trace = self._pinned
+            pinned = ghost(trace, what, quantity, label)
+        panel.show(
             what,
-            measured=[curve(self._seen, what, quantity, "measured")],
+            self._seen,
             theory=self._theory(what, quantity),
             pinned=pinned,
             quantity=quantity,
@@ -393,30 +380,14 @@ class SignalExplorer(ExperimentExplorer[Experiment]):
 
     def _readout(self) -> list[dict[str, Any]]:
         assert self._seen is not None
+        quantity = self.controls["quantity"].value
         views = ("forward", self.controls["right"].value)
         parts = []
         for box, panel, what in zip(self.live.boxes(), self._panels, views, strict=True):
-            rows = [] if what == "histograms" else self._readout_rows(what)
-            parts.append({"box": box, "span": list(panel.ax.get_xlim()), "rows": rows})
+            theory = self._theory(what, quantity)
+            drawn = [*lines(self._seen, what, quantity), *([theory] if theory else [])]
+            parts.append({"box": box, "span": list(panel.ax.get_xlim()), "rows": readout(drawn)})
         return parts
-
-    def _readout_rows(self, what: str) -> list[list[Any]]:
-        assert self._seen is not None
-        if what == "units":
-            curves = unit_curves(self._seen)
-        else:
-            quantity = self.controls["quantity"].value
-            curves = [curve(self._seen, what, quantity, "measured"), self._theory(what, quantity)]
-        shown = [each for each in curves if each is not None and len(each.layers)]
-        if not shown:
-            return []
-        layers = shown[0].layers
-        chosen = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), _READOUT_ROWS)))
-        rows = []
-        for i in chosen.astype(int):
-            numbers = ", ".join(f"{each.label} {each.values[i]:.4g}" for each in shown)
-            rows.append([int(layers[i]), f"layer {layers[i]}: {numbers}"])
-        return rows
 
     def _fill_folds(self) -> None:
         """Write the table and the code where they are open; hidden, they cost nothing."""
@@ -448,7 +419,7 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
     )  # fmt: skip
     scale = output_gradient(trace)  # as in the picture: theory is relative to the output
     rows = []
-    for site in trace[:_READOUT_ROWS]:
+    for site in trace[:MOST_ROWS]:
         said = theory.get(site.name)
         cells = (
             str(site.depth),
@@ -476,4 +447,4 @@ def _cell(stats: Any, quantity: str, scale: float = 1.0) -> str:
     if getattr(stats, "nonfinite", 0):
         return "overflow"
     value = getattr(stats, quantity, None)
-    return "" if value is None else f"{value / scale:.4g}"
+    return "" if value is None else digits(value / scale)
