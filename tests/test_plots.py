@@ -113,6 +113,30 @@ def test_a_name_keeps_clear_of_the_last_marker_also_in_a_small_picture():
     assert box.x0 > x + line.get_markersize() / 2 * 100 / 72 + 1
 
 
+def test_a_mark_leaves_out_the_name_of_the_healthy_zone():
+    panel = Panel(Picture(7.6, 5.2).add_axes((0.07, 0.6, 0.29, 0.29)))
+    panel.update("forward", measured=[curve(SMALL.run())])
+    (name,) = (text for text in panel.ax.texts if text.get_text() == "healthy")
+    for layer, crosses in ((2, False), (9, True)):
+        panel.mark(layer)
+        heights = panel.moving[-1].get_ydata()
+        assert np.isnan(heights).any() == crosses
+    box = name.get_window_extent().transformed(panel.ax.transAxes.inverted())
+    assert heights[[1, 3]] == pytest.approx([box.y0, box.y1])
+
+
+@pytest.mark.parametrize("what", ["forward", "backward"])
+@pytest.mark.parametrize("std", [0.01, 1.0])
+def test_the_name_of_a_curve_cut_short_is_not_crossed_by_it(what, std):
+    experiment = Experiment(depth=60, scheme="normal", scheme_params={"std": std}, data="noise")
+    picture = plot(experiment.run(), what)
+    (box,), (line,) = drawn_boxes(picture), lines(picture)
+    points = line.get_transform().transform(line.get_xydata())
+    points = points[np.isfinite(points).all(axis=1)]
+    assert len(points) < 60
+    assert not any(box.contains(x, y) for x, y in points)
+
+
 def test_theory_of_a_single_layer_is_seen():
     predicted = SMALL.replace(depth=1).predict()
     picture = plot(predicted)

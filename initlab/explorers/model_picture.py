@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from initlab.plots import BLACK, BLUE, ORANGE, SKY, VIEWS, Panel, Picture, ghost, lines, readout
+from initlab.plots import BLUE, ORANGE, SKY, VIEWS, Panel, Picture, ghost, lines, readout
 from initlab.tracing import Histogram, Site, Trace
 
 _BINS = 64
@@ -56,7 +56,7 @@ class ModelPicture:
             )
             _break_title(panel.ax)
             if VIEWS[what].over_depth:
-                _mark(panel, now.trace[site])
+                panel.mark(now.trace[site].depth)
         self._of_site(now, was, site)
 
     def readout(
@@ -96,13 +96,6 @@ def _break_title(ax: Any) -> None:
     """Two lines, where one would be wider than its half of the figure."""
     title = ax.get_title(loc="left")
     ax.set_title(title.replace(": ", "\n"), loc="left", fontsize=10)
-
-
-def _mark(panel: Panel, site: Site) -> None:
-    mark = panel.ax.axvline(
-        site.depth, color=BLACK, linewidth=1.2, linestyle=":", zorder=2, animated=panel.animated
-    )
-    panel.moving.append(mark)
 
 
 def _set_up(ax: Any, title: str) -> None:

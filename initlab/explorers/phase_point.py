@@ -324,9 +324,11 @@ def _reach(experiment: Experiment, said: Forecast) -> str:
     if horizon is None:
         if said.length == 0 and said.correlation is None:
             return "As q falls to 0 the network becomes linear and correlations freeze: no ξ_c."
+        if said.length is None:
+            return "Where q does not settle, c* and ξ_c are not defined."
         return "Correlations have nothing to settle at: no ξ_c."
     if math.isinf(horizon):
-        return "ξ_c is infinite: what inputs share is forgotten slower than any exponential."
+        return "ξ_c is infinite: correlations settle slower than any exponential."
     scale = f"ξ_c = {said.scales.xi_c:.3g}, so signals reach through about {horizon:.3g} layers"
     return f"{scale}, {'more' if horizon >= depth else 'fewer'} than these {depth}."
 

@@ -66,6 +66,8 @@ class _Spot:
     color: str
     backward: bool | None = None
     """Of a curve cut short: is it read from the output down? None: the curve is whole."""
+    rising: bool = True
+    """Does it rise towards its end there? Then what is above it is free."""
 
     @property
     def lines(self) -> int:
@@ -222,7 +224,7 @@ def _widened(each: Curve) -> Curve:
     if len(at) != 1:
         return each
     ends = np.repeat(at, 2)
-    layers = each.layers[ends] + np.array([-0.25, 0.25])
+    layers = each.layers[ends] + np.array([-0.25, 0.05])  # its dot and name stand on the right
     low, high = (None if edge is None else edge[ends] for edge in (each.low, each.high))
     return replace(each, layers=layers, values=each.values[ends], low=low, high=high)
 
@@ -410,8 +412,9 @@ class Panel:
             beyond = self.ax.get_ylim()[0 if each.note.startswith("0") else 1]
             return [_Spot(1, beyond, text, color, backward=True)]
         backward = each.note.endswith("below")
-        last = np.flatnonzero(finite)[0 if backward else -1]
-        return [_Spot(float(each.layers[last]), float(each.values[last]), text, color, backward)]
+        start, last = np.flatnonzero(finite)[[-1, 0] if backward else [0, -1]]
+        x, y = float(each.layers[last]), float(each.values[last])
+        return [_Spot(x, y, text, color, backward, bool(y >= each.values[start]))]
 
     def _label(self, ends: Sequence[_Spot]) -> None:
         """Names at the curves' ends, pushed apart where they would touch."""
@@ -426,7 +429,7 @@ class Panel:
         spots.sort(key=lambda spot: -spot.y)
         for rank, spot in enumerate(spots):
             if spot.backward is not None:
-                spot.y += line  # above the line, which goes on
+                spot.y += line if spot.rising else -line  # beside the line, which goes on
             half = line * spot.lines / 2
             lowest = half + line * sum(below.lines for below in spots[rank + 1 :])
             near = [above for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
@@ -450,6 +453,20 @@ class Panel:
                 animated=self.animated,
             )
             self.moving.append(self.ax.add_artist(label))
+
+    def mark(self, layer: int) -> None:
+        """Draw a dotted line at this layer, which leaves out the name of the zone."""
+        ends = [0.0, 1.0]
+        if self._healthy is not None and self._healthy.get_visible():
+            name = self._healthy.get_window_extent()
+            if name.x0 - 4 < self.ax.transData.transform((layer, 1))[0] < name.x1 + 4:
+                below, above = self.ax.transAxes.inverted().transform(name)[:, 1]
+                ends = [0.0, below, math.nan, above, 1.0]
+        (line,) = self.ax.plot(
+            [layer] * len(ends), ends, color=BLACK, linewidth=1.2, linestyle=":", zorder=2,
+            transform=self.ax.get_xaxis_transform(), animated=self.animated,
+        )  # fmt: skip
+        self.moving.append(line)
 
     @property
     def _inches(self) -> tuple[float, float]:
@@ -498,7 +515,7 @@ class Panel:
             ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
             if self._healthy is not None:  # in a thinner zone the curve would run through its name
                 zone = math.log10(HEALTHY[1] / HEALTHY[0])
-                self._healthy.set_visible(zone > _LINE / self._inches[1] * decades)
+                self._healthy.set_visible(zone > _THINNEST * decades)
         ax.set_ylim(*limits)
 
 
@@ -517,6 +534,7 @@ def nice_depth(depth: int) -> int:
 
 _LINE, _LETTER, _GAP = 0.184, 0.063, 0.076  # of labels, in inches
 _RIDGE = 0.2  # from one to the next, in inches
+_THINNEST = 0.065  # of the Axes, the zone that has its name
 _LABEL_WIDTH = 18  # letters, in the margin
 _TICK_STEPS = (1, 2, 3, 4, 6, 10, 20, 30, 50, 100, 200)  # decades
 _LOWS = (-8, -16, -32, -64, -128, -308)
