@@ -121,7 +121,6 @@ class PhasePicture:
         _calm(self.correlation, "Correlation map", "c", "c′", beside=0.4)
         _calm(self.signal, "q per layer", "layer")
         self.signal.set_yscale("log")
-        self.signal.yaxis.set_major_formatter(_power_of_ten)
         self.signal.minorticks_off()
         for x, color, words in ((0.84, BLUE, "measured"), (1.0, BLACK, "map")):
             self.signal.text(x, 1.02, words, color=color, fontsize=9, ha="right", va="bottom",
@@ -147,6 +146,11 @@ class PhasePicture:
     def _dress_signal(self, depth: int, limits: tuple[float, float]) -> None:
         _number_layers(self.signal, depth)
         self.signal.set_ylim(*limits)
+        decades = _ticks(*limits)
+        labels = [
+            power_of_ten(decade) for decade in decades
+        ]  # formulas would be set letter by letter
+        self.signal.set_yticks([10.0**decade for decade in decades], labels)
 
     def _dress_angle(self, depth: int) -> None:
         _number_layers(self.angle, depth)
@@ -455,6 +459,16 @@ def _signal_axis(view: View) -> tuple[float, float]:
     return 10.0**low, 10.0**high
 
 
-def _power_of_ten(value: float, _: float) -> str:
-    """A tick of a log axis; as a formula it would be set anew, letter by letter."""
-    return power_of_ten(round(math.log10(value)))
+def _ticks(low: float, high: float) -> list[int]:
+    """Decades of a log axis, both ends and 0 before what lies between, and none near another.
+
+    >>> _ticks(1e-16, 1e2), _ticks(1e-1, 1e1)
+    ([-16, -8, 0], [-1, 0, 1])
+    """
+    ends = round(math.log10(low)), round(math.log10(high))
+    apart = 0.15 * (ends[1] - ends[0])
+    taken: list[int] = []
+    for decade in (0, *ends, ends[0] // 2, ends[1] // 2):
+        if all(abs(decade - other) > apart for other in taken):
+            taken.append(decade)
+    return sorted(taken)
