@@ -124,9 +124,13 @@ STYLE = """
 .initlab-explorer .jupyter-widget-Collapse-contents { border: none; padding: 2px 6px; }
 .initlab-explorer table { font-variant-numeric: tabular-nums; border-collapse: collapse; }
 .initlab-explorer :is(td, th) { text-align: right; padding: 0 10px; }
+.initlab-explorer :is(td, th[scope=row]) { white-space: nowrap; }
 .initlab-explorer th { position: sticky; top: 0; background: var(--jp-layout-color1, white); }
 """
 
+_SENDING = 0.001
+"""Seconds that the thread that sends has to itself before more is computed; without them the
+picture waits for all that follows it."""
 _BACKGROUNDS = 8  # kept as pixels, some 2 MB each
 
 
@@ -198,6 +202,7 @@ class LiveFigure(anywidget.AnyWidget):
             self.source, self.dimmed = source, False
             if alt is not None:
                 self.alt = alt
+        time.sleep(_SENDING)
 
     def _restore(self, cell: int | None, background: object) -> None:
         """Bring a cell's background, or the whole figure's, onto the canvas."""

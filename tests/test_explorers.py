@@ -4,14 +4,25 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hammering import hammer
 
-from initlab import ACTIVATIONS, ARCHITECTURES, SCHEMES, Experiment, SignalExplorer
+from initlab import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    SCHEMES,
+    Experiment,
+    ModelExplorer,
+    PhaseExplorer,
+    SchemeExplorer,
+    SignalExplorer,
+)
 from initlab.explorers.finding import finding, silence
-from initlab.explorers.signal import RIGHT_VIEWS
-from initlab.plots import QUANTITIES, theory_curve
+from initlab.plots import BESIDE_FORWARD, QUANTITIES, theory_curve
+from initlab.weights import LayerDraw
 
 START = Experiment(depth=6, width=16, batch_size=32)
+MODEL = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU())
 
 
 @pytest.fixture
@@ -66,7 +77,7 @@ def test_an_activation_without_a_critical_point_is_said(explorer):
     assert explorer.live.dimmed
 
 
-@pytest.mark.parametrize("right", [value for _, value in RIGHT_VIEWS])
+@pytest.mark.parametrize("right", [value for _, value in BESIDE_FORWARD])
 @pytest.mark.parametrize("quantity", ["second_moment", "var", "across_samples_var"])
 def test_every_view_draws(explorer, right, quantity):
     explorer.pin()
@@ -217,12 +228,25 @@ def test_the_folds_show_the_numbers_and_the_code(explorer):
     assert "linear7" in explorer._table.value
 
 
-def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explorer):
-    assert explorer.summary() == SignalExplorer(START).summary()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SignalExplorer(START),
+        lambda: SchemeExplorer(LayerDraw(in_features=12, out_features=8)),
+        lambda: PhaseExplorer("tanh", 1.5, 0.3, depth=20, width=64),
+        lambda: ModelExplorer(MODEL, torch.eye(16)),
+    ],
+    ids=["signal", "scheme", "phase", "model"],
+)
+def test_the_summary_is_deterministic_and_is_the_text_of_the_saved_widget(make):
+    explorer = make()
+    assert explorer.summary() == make().summary()
+    assert explorer.status in explorer.live.alt
     bundle = explorer._repr_mimebundle_()
     assert bundle["text/plain"] == explorer.summary()
     assert bundle["image/png"].startswith(b"\x89PNG")
     assert "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
+    assert repr(explorer) == f"{type(explorer).__name__}: {explorer.summary()}"
 
 
 def test_where_theory_is_silent_the_sentence_says_why(explorer):
@@ -298,7 +322,7 @@ def test_no_change_is_lost_while_an_experiment_is_loaded(explorer):
 def test_only_an_experiment_can_be_shown():
     with pytest.raises(TypeError, match=r"initlab\.trace"):
         SignalExplorer("mlp")
-    with pytest.raises(TypeError, match="must be an Experiment"):
+    with pytest.raises(TypeError, match="must be of type Experiment"):
         SignalExplorer(START).experiment = None
 
 

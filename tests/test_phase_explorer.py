@@ -151,14 +151,6 @@ def test_near_a_repelling_fixed_point_the_network_is_said_to_stray():
     assert "repelling fixed point" in explorer.status
 
 
-def test_summary_is_deterministic_and_is_the_text_of_the_saved_widget(explorer):
-    assert explorer.summary() == PhaseExplorer("tanh", 1.5, 0.3, **SMALL).summary()
-    bundle = explorer._repr_mimebundle_()
-    assert bundle["text/plain"] == explorer.summary()
-    assert bundle["image/png"].startswith(b"\x89PNG")
-    assert "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
-
-
 # ---- errors
 
 
@@ -216,7 +208,7 @@ def test_an_experiment_is_shown_at_its_place_on_the_plane(explorer):
 def test_an_experiment_that_has_no_place_on_the_plane_is_refused(explorer, changes, words):
     with pytest.raises(ValueError, match=words):
         explorer.experiment = Experiment(**changes)
-    with pytest.raises(TypeError, match="must be an Experiment"):
+    with pytest.raises(TypeError, match="must be of type Experiment"):
         explorer.experiment = "tanh"
     assert at(explorer) == (1.5, 0.3)
 

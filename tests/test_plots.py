@@ -87,9 +87,10 @@ def drawn_boxes(figure):
 
 @pytest.mark.parametrize("what", ["forward", "backward"])
 @pytest.mark.parametrize("scheme", ["xavier_normal", "normal", "zeros"])
-def test_names_of_curves_never_touch_and_stay_in_the_picture(scheme, what):
+@pytest.mark.parametrize("box", [(0.1, 0.135, 0.69, 0.765), (0.07, 0.6, 0.5, 0.37)])
+def test_names_of_curves_never_touch_and_stay_in_the_picture(scheme, what, box):
     explored = Experiment(depth=50, width=32, scheme=scheme, activation="relu", data="noise")
-    panel = Panel(Picture(5.5, 3.7).add_axes((0.1, 0.135, 0.69, 0.765)))
+    panel = Panel(Picture(5.5, 3.7).add_axes(box))
     panel.update(
         what,
         measured=[curve(explored.run(), what, label="measured")],
@@ -102,6 +103,48 @@ def test_names_of_curves_never_touch_and_stay_in_the_picture(scheme, what):
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])
         assert 0 <= box.x0 <= box.x1 <= 550
         assert 0 <= box.y0 <= box.y1 <= 370
+
+
+def test_a_name_keeps_clear_of_the_last_marker_also_in_a_small_picture():
+    panel = Panel(Picture(7.6, 5.2).add_axes((0.07, 0.6, 0.29, 0.29)))
+    panel.update("forward", measured=[curve(SMALL.run(), label="measured")])
+    (box,), (line,) = drawn_boxes(panel.ax.figure), panel.ax.lines
+    x, _ = panel.ax.transData.transform(line.get_xydata()[-1])
+    assert box.x0 > x + line.get_markersize() / 2 * 100 / 72 + 1
+
+
+def test_a_mark_leaves_out_the_name_of_the_healthy_zone():
+    panel = Panel(Picture(7.6, 5.2).add_axes((0.07, 0.6, 0.29, 0.29)))
+    panel.update("forward", measured=[curve(SMALL.run())])
+    (name,) = (text for text in panel.ax.texts if text.get_text() == "healthy")
+    for layer, crosses in ((2, False), (9, True)):
+        panel.mark(layer)
+        heights = panel.moving[-1].get_ydata()
+        assert np.isnan(heights).any() == crosses
+    box = name.get_window_extent().transformed(panel.ax.transAxes.inverted())
+    assert heights[[1, 3]] == pytest.approx([box.y0, box.y1])
+
+
+@pytest.mark.parametrize("what", ["forward", "backward"])
+@pytest.mark.parametrize("std", [0.01, 1.0])
+def test_the_name_of_a_curve_cut_short_is_not_crossed_by_it(what, std):
+    experiment = Experiment(depth=60, scheme="normal", scheme_params={"std": std}, data="noise")
+    picture = plot(experiment.run(), what)
+    (box,), (line,) = drawn_boxes(picture), lines(picture)
+    points = line.get_transform().transform(line.get_xydata())
+    points = points[np.isfinite(points).all(axis=1)]
+    assert len(points) < 60
+    assert not any(box.contains(x, y) for x, y in points)
+
+
+def test_theory_of_a_single_layer_is_seen():
+    predicted = SMALL.replace(depth=1).predict()
+    picture = plot(predicted)
+    (line,) = lines(picture)
+    low, high = line.get_xdata()
+    assert low < 1 < high
+    (band,) = (each for each in picture.axes[0].patches if isinstance(each, Polygon))
+    assert np.ptp(band.get_xy()[:, 0]) == high - low
 
 
 def test_the_log_axis_holds_every_value_and_steps_in_whole_decades():

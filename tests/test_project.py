@@ -61,7 +61,7 @@ ROOMS = {
         {"diagnosing"},
     ],
     "weights": [{"laws"}, {"layer"}],
-    "plots": [{"curves"}, {"weights"}],
+    "plots": [{"numbers", "views"}, {"curves"}, {"weights"}],
     "explorers": [
         {"controls", "draggable", "explorer", "finding", "plane"},
         {"phase_picture", "model_picture", "model_trial", "model_words"},

@@ -45,6 +45,6 @@ should have been drawn; ``remedies`` is what to do, ``findings`` what comes back
 """
 
 from initlab.diagnosis.diagnosing import diagnose
-from initlab.diagnosis.findings import FAULTS, Diagnosis, Fault, Finding, figure, joined
+from initlab.diagnosis.findings import FAULTS, Diagnosis, Fault, Finding, joined
 
-__all__ = ["FAULTS", "Diagnosis", "Fault", "Finding", "diagnose", "figure", "joined"]
+__all__ = ["FAULTS", "Diagnosis", "Fault", "Finding", "diagnose", "joined"]

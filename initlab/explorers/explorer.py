@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import threading
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ipywidgets as widgets
 import torch
@@ -15,6 +17,28 @@ import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 
 from initlab.live import LiveFigure
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+AnyExplorer = TypeVar("AnyExplorer", bound="Explorer")
+
+
+def settled(
+    method: Callable[Concatenate[AnyExplorer, Given], Result],
+) -> Callable[Concatenate[AnyExplorer, Given], Result]:
+    """A method for code that asks for a result, and so means that of now.
+
+    It waits for what is being computed, then holds the lock. Not to be called with the lock held:
+    what is waited for may need it.
+    """
+
+    @wraps(method)
+    def waiting(self: AnyExplorer, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        self._settle()
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return waiting
 
 
 class Explorer(widgets.VBox):
@@ -55,9 +79,9 @@ class Explorer(widgets.VBox):
     # ------------------------------------------------------------ what others may call
 
     @property
+    @settled
     def status(self) -> str:
         """The text of the status line."""
-        self._settle()
         return self._text
 
     @abstractmethod
@@ -136,10 +160,6 @@ class Explorer(widgets.VBox):
         return self._worker not in (None, threading.current_thread())
 
     def _settle(self) -> None:
-        """Wait for what is being computed: code that asks for a result means that of now.
-
-        Not to be called with the lock held.
-        """
         worker = self._worker
         if worker is not None and self._is_busy:
             worker.join()
@@ -148,7 +168,16 @@ class Explorer(widgets.VBox):
         """Say that the picture is not what the controls ask for."""
         self._fail("Stopped. The picture is of before; change a control to go on.")
 
-    # ------------------------------------------------------------ in words
+    # ------------------------------------------------------------ what is seen
+
+    def _publish(
+        self, start: float, moving: Sequence[Any], background: Any, alt: str | None = None
+    ) -> None:
+        """Refresh the picture, and note how long it took to draw since ``start``."""
+        prepared = 1e3 * (time.perf_counter() - start)
+        self.live.refresh(moving, background, alt)
+        took = self.live.timing
+        self.timing |= {"draw": prepared + took["draw"], "encode": took["encode"]}
 
     def _say(self, text: str) -> None:
         self._text = text
@@ -159,6 +188,75 @@ class Explorer(widgets.VBox):
         self._text = text
         self._status.value = sentence(f"⚠ {text}", role="alert")
         self.live.dimmed = True
+
+
+Shown = TypeVar("Shown")
+
+
+class ExperimentExplorer(Explorer, Generic[Shown]):
+    """An explorer of what one frozen record of plain values describes, as its controls do.
+
+    A subclass says what kind of record that is, loads one into the controls, reads one from them,
+    and draws it.
+    """
+
+    _kind: type[Shown]
+    _start: Shown
+    _experiment: Shown
+
+    @property
+    def experiment(self) -> Shown:
+        """What is shown; assign to it, or replace fields by moving ``controls``."""
+        return self._experiment
+
+    @experiment.setter
+    def experiment(self, experiment: Shown) -> None:
+        if not isinstance(experiment, self._kind):
+            raise TypeError(
+                f"experiment must be of type {self._kind.__name__}, not {type(experiment).__name__}"
+            )
+        shown = self._placed(experiment)
+        with self._lock:
+            self._load(shown)
+            self._refresh()
+
+    def reset(self) -> None:
+        """Return to where this explorer began."""
+        self.experiment = self._start
+
+    def _follow(self) -> None:
+        """Show what the controls describe, unless a later change is waiting that will."""
+        if self._is_writing:
+            return
+        with self._in_turn() as newest:
+            if not newest:
+                return
+            try:
+                self._experiment = self._read()
+            except (ValueError, TypeError) as error:
+                self._fail(str(error))
+                return
+            self._offer()
+            self._refresh()
+
+    def _placed(self, experiment: Shown) -> Shown:
+        """How this explorer shows an experiment; ValueError where it cannot."""
+        return experiment
+
+    @abstractmethod
+    def _load(self, experiment: Shown) -> None:
+        """Show this experiment in the controls, without reacting to each."""
+
+    @abstractmethod
+    def _read(self) -> Shown:
+        """The experiment that the controls describe; ValueError or TypeError if there is none."""
+
+    def _offer(self) -> None:
+        """Put on the menus what this experiment leaves to choose."""
+
+    @abstractmethod
+    def _refresh(self) -> None:
+        """Compute and draw."""
 
 
 class Stopped(BaseException):

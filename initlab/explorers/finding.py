@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from initlab.experiment import Experiment
-from initlab.plots import HEALTHY, VIEWS, Curve, curve, theory_curve
+from initlab.plots import HEALTHY, VIEWS, Curve, curve, power, theory_curve
 from initlab.prediction import Prediction, predict
 from initlab.tracing import Trace
 
@@ -17,14 +17,6 @@ _SUBJECTS = {
     "second_moment": "The signal",
     "var": "The variance of the signal",
     "across_samples_var": "What tells the inputs apart",
-}
-
-
-_BEYOND = {
-    "weight_grad": "No theory is drawn of weight gradients: they join the signal and its gradient, "
-    "which it follows one by one.",
-    "units": "No theory is drawn of units: it follows means over them.",
-    "histograms": "No theory is drawn of histograms: it follows their spread alone.",
 }
 _ROUNDED = (
     "What theory says of it is not drawn where float32's rounding is larger, below 10⁻¹² of E h²."
@@ -61,19 +53,20 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     """
     if prediction.reason:
         return prediction.reason
-    if what in _BEYOND:
-        return _BEYOND[what]
-    key = "cosine" if what == "cosine" else quantity
+    view = VIEWS[what]
+    if view.no_theory:
+        return view.no_theory
+    key = quantity if view.log else what
     theory, bare = theory_curve(prediction, what, quantity), curve(prediction, what, quantity)
     if what != "backward" and theory is None and key in prediction.unsaid:
         return prediction.unsaid[key]
-    sites = [site for site in prediction if site.kind in VIEWS[what].kinds]
-    unknown = [site for site in sites if getattr(site, VIEWS[what].field) is None]
+    sites = [site for site in prediction if site.kind in view.kinds]
+    unknown = [site for site in sites if getattr(site, view.field) is None]
     if unknown and (reason := next((site.reason for site in unknown if site.reason), "")):
         return reason
     if theory is None or not np.isfinite(theory.values).all():
         return _ZERO if bare.note else _ROUNDED
-    if what == "cosine" or _has_band(theory):
+    if not view.log or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
     return prediction.unsaid.get("band", _BOUNDLESS)
 
@@ -163,18 +156,3 @@ def _holds(measured: Curve, theory: Curve | None) -> bool:
         _is_healthy(value) or _is_chance(measured, at, theory)
         for at, value in enumerate(measured.values)
     )
-
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def power(value: float) -> str:
-    """A number for a sentence: two digits near 1, a power of ten far from it.
-
-    >>> power(0.534), power(3.2e-9), power(12.4)
-    ('0.53', '3·10⁻⁹', '12')
-    """
-    if 0.01 <= value < 1000:
-        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from initlab.diagnosis import Diagnosis, diagnose, joined
 from initlab.explorers.controls import Number, SchemeParameters, choice
-from initlab.explorers.explorer import Explorer, button, fold
-from initlab.explorers.model_picture import RIGHT_VIEWS, ModelPicture, Seen, needs_geometry
+from initlab.explorers.explorer import Explorer, button, fold, settled
+from initlab.explorers.model_picture import ModelPicture, Seen
 from initlab.explorers.model_trial import (
     REMEDY,
     Change,
@@ -26,7 +26,7 @@ from initlab.explorers.model_trial import (
 )
 from initlab.explorers.model_words import advice, numbers, tree, verdict
 from initlab.live import LiveFigure
-from initlab.plots import QUANTITIES
+from initlab.plots import BESIDE_FORWARD, QUANTITIES, VIEWS
 from initlab.tracing import Trace, trace
 
 AS_IS = "as it is"
@@ -79,7 +79,7 @@ class ModelExplorer(Explorer):
         self._model, self._inputs = model, inputs
         self._options = {"target": target, "loss_fn": loss_fn, "model_kwargs": model_kwargs}
         self._failed = False
-        self._geometry = False
+        self._measured: dict[str, Any] = {"histogram": True}  # options of ``trace``
         self._tried: Change | None = None
         self._trial: tuple[Seen, Diagnosis] | None = None
         self._warned: list[str] = []
@@ -116,7 +116,7 @@ class ModelExplorer(Explorer):
             "scheme": choice("try", [AS_IS], AS_IS),
             "seed": Number("seed", 0, 0, 100, label_width="50px"),
             "quantity": choice("measure", quantities, "second_moment"),
-            "right": choice("right plot", RIGHT_VIEWS, "backward"),
+            "right": choice("right plot", BESIDE_FORWARD, "backward"),
             "scheme_params": SchemeParameters(),
             "site": sites,
         }
@@ -199,37 +199,35 @@ class ModelExplorer(Explorer):
         return self._trial or self._was
 
     @property
+    @settled
     def trace(self) -> Trace | None:
         """Of what is shown: the copy on which something is tried, or else the model."""
-        self._settle()
-        with self._lock:
-            return None if self._failed else self._shown[0].trace
+        return None if self._failed else self._shown[0].trace
 
     @property
+    @settled
     def diagnosis(self) -> Diagnosis | None:
         """Of what is shown."""
-        self._settle()
-        with self._lock:
-            return None if self._failed else self._shown[1]
+        return None if self._failed else self._shown[1]
 
     @property
+    @settled
     def trial(self) -> nn.Module | None:
         """The copy on which something is tried; None while the model is shown as it is."""
-        self._settle()
         return self._trial[0].model if self._trial else None
 
+    @settled
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
-        self._settle()
         seen = self._was[0].trace
         layers = sum(site.parameter is not None for site in seen)
         what = f"{type(self._model).__name__}, {len(seen)} sites, {layers} with weights"
         shown = self.controls["scheme"].value
         return f"{what}; {shown}; {self.controls['site'].value} selected\n{self._text}"
 
+    @settled
     def code(self) -> str:
         """What is tried, and a second diagnosis; expects ``model``, ``batch`` and ``target``."""
-        self._settle()
         return self._script()
 
     def _script(self) -> str:
@@ -237,29 +235,31 @@ class ModelExplorer(Explorer):
         change = [self._tried.code] if self._tried else []
         return joined([*change, check_code(self._batch, **given)])
 
+    @settled
     def apply_(self) -> None:
         """Write what is tried to your own model: the very numbers that are shown.
 
         Raises:
             ValueError: nothing is tried.
         """
-        self._settle()
-        with self._lock:
-            if self._tried is None or self._trial is None:
-                offered = ", ".join(map(repr, self.controls["scheme"].options[1:5]))
-                raise ValueError(
-                    f"nothing to apply: the model is shown as it is; first choose one of {offered},"
-                    ' … as controls["scheme"].value'
-                )
-            applied = self._tried
-            fresh, _ = changed(self._model, applied, self._batch)
-            write(fresh, self._model)
-            self.look_again(f"Applied to your model: {applied.label}. ")
+        if self._tried is None or self._trial is None:
+            offered = ", ".join(map(repr, self.controls["scheme"].options[1:5]))
+            raise ValueError(
+                f"nothing to apply: the model is shown as it is; first choose one of {offered},"
+                ' … as controls["scheme"].value'
+            )
+        applied = self._tried
+        fresh, _ = changed(self._model, applied, self._batch)
+        write(fresh, self._model)
+        self._start_over(f"Applied to your model: {applied.label}. ")
 
-    def look_again(self, before: str = "") -> None:
+    @settled
+    def look_again(self) -> None:
         """Trace the model as it is now, after training say, and let go of what was tried."""
-        self._settle()
-        with self._lock, self._quietly():
+        self._start_over()
+
+    def _start_over(self, before: str = "") -> None:
+        with self._quietly():
             self._tried = self._trial = None
             self.controls["scheme"].value = AS_IS
             try:
@@ -270,18 +270,17 @@ class ModelExplorer(Explorer):
                 return
             self._update(before)
 
+    @settled
     def reset(self) -> None:
         """Return to the model as it is, and to the first view of it."""
-        self._settle()
-        with self._lock:
-            with self._quietly():
-                self.controls["scheme"].value = AS_IS
-                self.controls["seed"].value = 0
-                self.controls["quantity"].value = "second_moment"
-                self.controls["right"].value = "backward"
-                self._tried = self._trial = None
-                self.controls["site"].value = self._first_site()
-            self._update()
+        with self._quietly():
+            self.controls["scheme"].value = AS_IS
+            self.controls["seed"].value = 0
+            self.controls["quantity"].value = "second_moment"
+            self.controls["right"].value = "backward"
+            self._tried = self._trial = None
+            self.controls["site"].value = self._first_site()
+        self._update()
 
     # ------------------------------------------------------------ reacting
 
@@ -324,7 +323,7 @@ class ModelExplorer(Explorer):
     # ------------------------------------------------------------ compute and draw
 
     def _look(self, label: str, model: nn.Module) -> tuple[Seen, Diagnosis]:
-        seen = trace(model, *self._inputs, **self._options, histogram=True, geometry=self._geometry)
+        seen = trace(model, *self._inputs, **self._options, **self._measured)
         return Seen(label, model, seen), diagnose(seen)
 
     def _update(self, before: str = "") -> None:
@@ -342,12 +341,13 @@ class ModelExplorer(Explorer):
     def _compute(self) -> bool:
         """Whether anything had to be computed."""
         wanted = self._wanted()
-        deeper = needs_geometry(self.controls["right"].value) and not self._geometry
+        measured = self._measured | VIEWS[self.controls["right"].value].options
+        deeper = measured != self._measured
         if wanted == self._tried and not deeper and not self._failed:
             return False
         if self.timing["compute"] > _NOTICEABLE:
             self._say("Computing …")
-        self._geometry = self._geometry or deeper
+        self._measured = measured
         if deeper or self._failed:  # what failed may have been the look at the model itself
             self._was = self._look(AS_IS, self._model)
         self._tried = self._trial = None
@@ -364,12 +364,9 @@ class ModelExplorer(Explorer):
         drawn = {key: self.controls[key].value for key in ("quantity", "right")}
         self._picture.update(seen, was, name, **drawn)
         words = before + self._words()
-        self.live.refresh(
-            self._picture.moving, (object(),), f"Signal per layer; {name} is selected. {words}"
-        )
+        alt = f"Signal per layer; {name} is selected. {words}"
+        self._publish(start, self._picture.moving, (object(),), alt)
         self.live.readout = self._picture.readout(self.live.boxes(), seen, was, **drawn)
-        encode = self.live.timing["encode"]
-        self.timing |= {"draw": 1e3 * (time.perf_counter() - start) - encode, "encode": encode}
         old = was.trace[name] if was and name in was.trace else None
         self._numbers.value = numbers(seen.trace[name], old)
         self._apply.disabled = self._trial is None

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from initlab.plots import BLACK, BLUE, ORANGE, SKY, VIEWS, Curve, Panel, Picture, curve, unit_curves
+from initlab.plots import BLUE, ORANGE, SKY, VIEWS, Panel, Picture, ghost, lines, readout
 from initlab.tracing import Histogram, Site, Trace
 
-RIGHT_VIEWS = (
-    ("gradients", "backward"),
-    ("weight gradients", "weight_grad"),
-    ("weights", "weights"),
-    ("dead and saturated units", "units"),
-    ("cosine between inputs", "cosine"),
-    ("histograms", "histograms"),
-)
 _BINS = 64
-_READOUT_ROWS = 400
 _MOST = 1_000_000  # weights that a histogram counts; of more, every k-th
 _LEFT, _WIDTH = (0.07, 0.57), 0.29  # of the axes; names at the curves' ends stand right of them
 
@@ -57,28 +47,17 @@ class ModelPicture:
         The histograms are new with every site, so all of the figure is drawn anew.
         """
         for panel, what in zip(self.panels, ("forward", right), strict=True):
-            self._over_depth(panel, what, now, was, quantity)
+            panel.show(
+                what,
+                now.trace,
+                label=now.label if was else "",  # a curve alone needs no name
+                pinned=was and ghost(was.trace, what, quantity, was.label),
+                quantity=quantity,
+            )
             _break_title(panel.ax)
-            if what != "histograms":  # whose axis is not depth
-                _mark(panel, now.trace[site])
+            if VIEWS[what].over_depth:
+                panel.mark(now.trace[site].depth)
         self._of_site(now, was, site)
-
-    def _over_depth(
-        self, panel: Panel, what: str, now: Seen, was: Seen | None, quantity: str
-    ) -> None:
-        if what == "histograms":
-            panel.histograms(now.trace)
-            return
-        if what == "units":
-            panel.update(what, measured=unit_curves(now.trace))
-            return
-        label = now.label if was else ""  # a curve alone needs no name
-        panel.update(
-            what,
-            measured=[curve(now.trace, what, quantity, label)],
-            pinned=_ghost(was, what, quantity),
-            quantity=quantity,
-        )
 
     def readout(
         self, boxes: list[list[float]], now: Seen, was: Seen | None, *, quantity: str, right: str
@@ -88,7 +67,7 @@ class ModelPicture:
             {
                 "box": box,
                 "span": list(panel.ax.get_xlim()),
-                "rows": list(_rows(what, now, was, quantity))[:_READOUT_ROWS],
+                "rows": _rows(what, now, was, quantity),
             }
             for panel, what, box in zip(self.panels, ("forward", right), boxes, strict=False)
         ]
@@ -106,40 +85,17 @@ class ModelPicture:
         _histograms(self._weights, _weights(now, site), before)
 
 
-def _rows(what: str, now: Seen, was: Seen | None, quantity: str) -> Iterator[list[Any]]:
-    if what == "histograms":  # whose axis is not depth
-        return
-    if what == "units":
-        curves = [each for each in unit_curves(now.trace) if len(each.layers)]
-    else:
-        drawn = [curve(now.trace, what, quantity, now.label), _ghost(was, what, quantity)]
-        curves = [each for each in drawn if each is not None]
+def _rows(what: str, now: Seen, was: Seen | None, quantity: str) -> list[list[Any]]:
+    before = was and ghost(was.trace, what, quantity, was.label)
+    drawn = lines(now.trace, what, quantity, now.label)
     names = [site.name for site in now.trace if site.kind in VIEWS[what].kinds]
-    for index, name in enumerate(names):
-        read = [f"{each.label} {each.values[index]:.4g}" for each in curves
-                if index < len(each.values)]  # fmt: skip
-        depth = now.trace[name].depth
-        yield [depth, f"layer {depth}, {name}: {', '.join(read)}"]
-
-
-def _ghost(was: Seen | None, what: str, quantity: str) -> Curve | None:
-    if was is None:
-        return None
-    ghost = curve(was.trace, what, quantity, was.label)
-    return ghost if np.isfinite(ghost.values).any() or ghost.note else None
+    return readout([*drawn, *([before] if before else [])], names)
 
 
 def _break_title(ax: Any) -> None:
     """Two lines, where one would be wider than its half of the figure."""
     title = ax.get_title(loc="left")
     ax.set_title(title.replace(": ", "\n"), loc="left", fontsize=10)
-
-
-def _mark(panel: Panel, site: Site) -> None:
-    mark = panel.ax.axvline(
-        site.depth, color=BLACK, linewidth=1.2, linestyle=":", zorder=2, animated=panel.animated
-    )
-    panel.moving.append(mark)
 
 
 def _set_up(ax: Any, title: str) -> None:
@@ -195,8 +151,3 @@ def _weights(seen: Seen, site: Site) -> Histogram | None:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= 34 else f"…{name[-33:]}"
-
-
-def needs_geometry(right: str) -> bool:
-    """Whether this view draws what only a trace with ``geometry=True`` has."""
-    return VIEWS[right].field == "cosine"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
-from initlab.diagnosis import Diagnosis, figure
+from initlab.diagnosis import Diagnosis
+from initlab.plots import digits, size
 from initlab.tracing import Site, Stats, Trace
 
 _INDENT = "\u00a0\u00a0"  # an option of a menu drops ordinary spaces
@@ -87,15 +88,15 @@ def _rows(site: Site, before: Site | None) -> Iterator[str]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else figure(value)
+    return "" if value is None else digits(value)
 
 
 def _facts(site: Site) -> Iterator[str]:
     """What is to be said of a site in words."""
-    shape = " × ".join(map(str, site.shape)) or "a scalar"
+    shape = size(site.shape) or "a scalar"
     yield f"{site.op or site.kind}, {shape}"
     if site.weight_shape is not None:
-        yield f"weight {' × '.join(map(str, site.weight_shape))}"
+        yield f"weight {size(site.weight_shape)}"
     if site.fan_in is not None and site.fan_out is not None:
         yield f"fan_in {site.fan_in:g}, fan_out {site.fan_out:g}"
     for field, words in (

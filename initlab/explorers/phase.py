@@ -13,7 +13,7 @@ from initlab.activations import activation as resolve
 from initlab.experiment import Experiment
 from initlab.explorers.controls import Number, choice
 from initlab.explorers.draggable import DraggableFigure
-from initlab.explorers.explorer import Explorer, button, fold
+from initlab.explorers.explorer import ExperimentExplorer, button, fold
 from initlab.explorers.phase_picture import CELLS, STARTS, Course, PhasePicture
 from initlab.explorers.phase_point import (
     Forecast,
@@ -29,12 +29,12 @@ from initlab.explorers.phase_point import (
     view,
 )
 from initlab.explorers.plane import SIGMA_B, SIGMA_W, plane
-from initlab.tracing import Trace, trace
+from initlab.tracing import Trace, trace, uncollected
 
 _STEP = 0.01  # of sigma, per arrow key
 
 
-class PhaseExplorer(Explorer):
+class PhaseExplorer(ExperimentExplorer[Experiment]):
     """Move a point over the (sigma_w, sigma_b) plane; see which phase it is in, and if a net obeys.
 
     The network is a wide mlp with weights N(0, sigma_w²/n) and biases N(0, sigma_b²). What enters
@@ -51,6 +51,8 @@ class PhaseExplorer(Explorer):
         seed: of its weights and inputs.
 
     Attributes:
+        experiment: the network, with the very weights that are measured; assign any mlp without
+            norm whose weights have mean 0, and its sigma_w and sigma_b are shown.
         controls: name of an argument → widget with a ``value``.
         prediction: what theory says, a ``Forecast``; None while there is an error.
         figure: the matplotlib figure.
@@ -59,6 +61,8 @@ class PhaseExplorer(Explorer):
     Raises:
         ValueError, TypeError: the sentence names argument, value and what is accepted.
     """
+
+    _kind = Experiment
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class PhaseExplorer(Explorer):
         self._start = self._experiment = network_at(
             activation, sigma_w, sigma_b, depth, width, seed
         )
-        super().__init__(status_height="44px")
+        super().__init__(status_height="58px")  # three lines: what stands below stays
         self._steps = (0, 0)
         self._seen: Trace | None = None
         self.prediction: Forecast | None = None
@@ -128,29 +132,12 @@ class PhaseExplorer(Explorer):
 
     def _observe(self) -> None:
         for control in self.controls.values():
-            control.observe(lambda _: self._changed(), "value")
+            control.observe(lambda _: self._follow(), "value")
         self._folds[1].observe(lambda _: self._fill_folds(), "selected_index")
         self.live.observe(self._dragged, "pressed")
         self.live.observe(self._stepped, "steps")
 
     # ------------------------------------------------------------ what others may call
-
-    @property
-    def experiment(self) -> Experiment:
-        """The network as an Experiment, with the very weights that are measured.
-
-        Assign any mlp without norm whose weights have mean 0: its sigma_w and sigma_b are shown.
-        """
-        return self._experiment
-
-    @experiment.setter
-    def experiment(self, experiment: Experiment) -> None:
-        if not isinstance(experiment, Experiment):
-            raise TypeError(f"experiment must be an Experiment, not {type(experiment).__name__}")
-        shown = on_the_plane(experiment)
-        with self._lock:
-            self._load(shown)
-            self._refresh()
 
     @property
     def trace(self) -> Trace | None:
@@ -184,11 +171,10 @@ class PhaseExplorer(Explorer):
             return
         self.controls["sigma_w"].value = sigma_w
 
-    def reset(self) -> None:
-        """Return to the first point of the first activation."""
-        self.experiment = self._start
-
     # ------------------------------------------------------------ controls ⇄ experiment
+
+    def _placed(self, experiment: Experiment) -> Experiment:
+        return on_the_plane(experiment)
 
     def _load(self, experiment: Experiment) -> None:
         """Show this experiment in the controls, without reacting to each."""
@@ -215,21 +201,11 @@ class PhaseExplorer(Explorer):
         with self._lock, self._quietly():
             self.controls["sigma_w"].value = max(round(sigma_w, 2), _STEP)
             self.controls["sigma_b"].value = max(round(sigma_b, 2), 0.0)
-        self._changed()
+        self._follow()
 
-    def _changed(self) -> None:
-        if self._is_writing:
-            return
-        with self._in_turn() as newest:
-            if not newest:
-                return
-            try:
-                asked = network_at(**{name: each.value for name, each in self.controls.items()})
-            except (ValueError, TypeError) as error:
-                self._fail(str(error))
-                return
-            self._experiment = asked
-            self._refresh()
+    def _read(self) -> Experiment:
+        """The experiment that the controls describe; ValueError or TypeError if there is none."""
+        return network_at(**{name: each.value for name, each in self.controls.items()})
 
     # ------------------------------------------------------------ compute and draw
 
@@ -238,12 +214,13 @@ class PhaseExplorer(Explorer):
             start = time.perf_counter()
             now = self._experiment
             self._seen = None
-            self.prediction = forecast(
-                now.activation, sigma_w_of(now), sigma_b_of(now), depth=now.depth
-            )
-            self.measured = measure(now)
-            self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
-            self._draw()
+            with uncollected():  # until the picture is on its way
+                self.prediction = forecast(
+                    now.activation, sigma_w_of(now), sigma_b_of(now), depth=now.depth
+                )
+                self.measured = measure(now)
+                self.timing = {"compute": 1e3 * (time.perf_counter() - start)}
+                self._draw()
             self._fill_folds()
         except Exception as error:  # a callback's exception would be shown nowhere
             self._fail(f"{type(error).__name__}: {error}")
@@ -256,14 +233,13 @@ class PhaseExplorer(Explorer):
         phi = resolve(now.activation)
         self._picture.update(phi.name, plane(phi), view(now, said, seen), now.depth)
         words = finding(now, said, seen)
-        self.live.refresh(
+        self._publish(
+            start,
             self._picture.moving,
             self._picture.background,
             f"The plane of sigma_w and sigma_b for {phi.name}, with the point at "
             f"{sigma_w_of(now):.4g}, {sigma_b_of(now):.4g}. {words}",
         )
-        encode = self.live.timing["encode"]
-        self.timing |= {"draw": 1e3 * (time.perf_counter() - start) - encode, "encode": encode}
         self.live.readout = self._readout(said, seen)
         self._say(words)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from initlab.explorers.plane import SIGMA_B, SIGMA_W, Plane
-from initlab.plots import BLACK, BLUE, ORANGE, Picture, nice_depth
+from initlab.plots import BLACK, BLUE, ORANGE, Picture, Stamp, nice_depth, power_of_ten
 
 _DARK_GREEN, _DARK_ORANGE, _GREY = (
     "#00795a",
@@ -90,6 +90,7 @@ class PhasePicture:
                 (0.772, 0.115, 0.205, 0.305),
             )
         )
+        self._set_up()
         self.background: tuple = ()
         self._reach: list[Any] = []
         self._reached: tuple = ()
@@ -103,8 +104,8 @@ class PhasePicture:
         """Show this point of this activation's plane, in a network of this depth."""
         top = _length_axis(view)
         limits = _signal_axis(view)
-        end, (of_q, of_c) = nice_depth(depth), _free_heights(view, limits)
-        self._dress(plane, (name,), (top,), (1.0,), (end, limits, of_q), (end, of_c))
+        end = nice_depth(depth)
+        self._dress(plane, (name,), (top,), (1.0,), (end, limits), (end,))
         self._show_reach(name, plane, depth)
         self._show_point(view)
         self._show_maps(view, top)
@@ -112,12 +113,27 @@ class PhasePicture:
 
     # ------------------------------------------------------------ what stays
 
+    def _set_up(self) -> None:
+        """All that is the same in every state."""
+        _calm(self.plane, "", r"$\sigma_w$", r"$\sigma_b$", beside=0.39)
+        self.plane.set(xlim=SIGMA_W, ylim=SIGMA_B)
+        _calm(self.length, "Length map", "q", "q′", beside=0.48)
+        _calm(self.correlation, "Correlation map", "c", "c′", beside=0.4)
+        _calm(self.signal, "q per layer", "layer")
+        self.signal.set_yscale("log")
+        self.signal.minorticks_off()
+        for x, color, words in ((0.84, BLUE, "measured"), (1.0, BLACK, "map")):
+            self.signal.text(x, 1.02, words, color=color, fontsize=9, ha="right", va="bottom",
+                             transform=self.signal.transAxes)  # fmt: skip
+        _calm(self.angle, "c of two inputs", "layer")
+        self.angle.set(ylim=(-0.06, 1.06), yticks=[0, 0.5, 1])
+
     def _dress(self, plane: Plane, *wanted: tuple) -> None:
         """Give every Axes what it stands on, where that has changed."""
         dress = (
             partial(self._dress_plane, plane),
-            partial(self._dress_map, self.length, "Length map", "q"),
-            partial(self._dress_map, self.correlation, "Correlation map", "c"),
+            partial(self._dress_map, self.length),
+            partial(self._dress_map, self.correlation),
             self._dress_signal,
             self._dress_angle,
         )
@@ -127,44 +143,43 @@ class PhasePicture:
                 paint(*now)
         self.background = wanted
 
-    def _dress_signal(self, depth: int, limits: tuple[float, float], height: float) -> None:
-        _dress_layers(self.signal, "q, layer by layer", depth)
-        self.signal.set_yscale("log")
+    def _dress_signal(self, depth: int, limits: tuple[float, float]) -> None:
+        _number_layers(self.signal, depth)
         self.signal.set_ylim(*limits)
-        self._words["theory"].set_position((0.97, height))
-        self._words["measured"].set_position((0.8, height))
+        decades = _ticks(*limits)
+        labels = [
+            power_of_ten(decade) for decade in decades
+        ]  # formulas would be set letter by letter
+        self.signal.set_yticks([10.0**decade for decade in decades], labels)
 
-    def _dress_angle(self, depth: int, height: float) -> None:
-        _dress_layers(self.angle, "c of two inputs", depth)
-        self.angle.set_ylim(-0.06, 1.06)
-        self.angle.set_yticks([0, 0.5, 1])
-        self._words["high start"].set_position((0.97, height + 0.13))
-        self._words["low start"].set_position((0.97, height))
+    def _dress_angle(self, depth: int) -> None:
+        _number_layers(self.angle, depth)
 
     def _dress_plane(self, plane: Plane, name: str) -> None:
         ax = self.plane
         for artist in self._drawn_in_plane:
-            if artist.axes is not None:  # a contour line's label goes with it
-                artist.remove()
+            artist.remove()
         before = set(ax.get_children())
-        _calm(ax, f"Phases of {name}", r"$\sigma_w$")
-        ax.set_ylabel(r"$\sigma_b$", fontsize=9.5)
-        ax.set_xlim(*SIGMA_W)
-        ax.set_ylim(*SIGMA_B)
+        ax.set_title(f"Phases of {name}", **_TITLE)
         where = (plane.sigma_w, plane.sigma_b)
-        chi, rate = _filled(plane.chi), _filled(plane.rate)
-        ax.contourf(*where, chi, levels=[-1, 1, 1e9], colors=[_ORDERED, _CHAOTIC], zorder=0)
-        levels = sorted([-1 / scale for scale in _CONTOURS] + [1 / scale for scale in _CONTOURS])
-        ax.contour(*where, rate, levels=levels, colors="#999999", linewidths=0.8,
-                   linestyles="solid", zorder=1)  # fmt: skip
+        shades = {"levels": [-1, 1, 1e9], "colors": [_ORDERED, _CHAOTIC], "zorder": 0}
+        ax.contourf(*where, _filled(plane.chi), **shades)
         grows = plane.growth > 0
-        self._name_contours(plane, np.where(grows, np.nan, rate), levels)
         if grows.any():
             ax.contourf(*where, plane.growth, levels=[0, 1e9], colors=[_UNBOUNDED], zorder=1.5)
+        self._name_all(plane)
+        self._rate = self._beside_names(plane, _filled(plane.rate))
+        ax.contour(*where, self._rate, levels=_levels(), colors="#999999", linewidths=0.8,
+                   linestyles="solid", zorder=1)  # fmt: skip
+        self._drawn_in_plane = set(ax.get_children()) - before
+
+    def _name_all(self, plane: Plane) -> None:
+        """The edge of chaos; what it, the regions and the contours are called."""
+        grows = plane.growth > 0
         settled = ~grows & np.isfinite(plane.chi)
         names = [
-            self._name_region("ordered", settled & (chi < 1), plane, "#00507e"),
-            self._name_region("chaotic", settled & (chi > 1), plane, _DARK_ORANGE),
+            self._name_region("ordered", settled & (plane.chi < 1), plane, "#00507e"),
+            self._name_region("chaotic", settled & (plane.chi > 1), plane, _DARK_ORANGE),
             self._name_region("q grows without bound", grows, plane, _GREY),
         ]
         taken = [y for y in names if y is not None]
@@ -173,23 +188,34 @@ class PhasePicture:
             (":", "critical, but q leaves it", plane.repelling),
         ):
             for sigma_w, sigma_b in pieces:
-                ax.plot(sigma_w, sigma_b, color=BLACK, linewidth=1.8, linestyle=style, zorder=2)
+                self.plane.plot(sigma_w, sigma_b, color=BLACK, linewidth=1.8, linestyle=style,
+                                zorder=2)  # fmt: skip
             self._name_edge(pieces, words, taken)
-        self._drawn_in_plane = set(ax.get_children()) - before
+        self._name_contours(plane, np.where(grows, np.nan, _filled(plane.rate)))
 
-    def _name_contours(self, plane: Plane, rate: np.ndarray, levels: Sequence[float]) -> None:
-        """Write each contour's ξ_c on it, all in one row, where there is room between them."""
+    def _beside_names(self, plane: Plane, rate: np.ndarray) -> np.ndarray:
+        """The rate without what lies under a name, so that no contour line crosses one."""
+        beside = rate.copy()
+        for text in self.plane.texts:
+            if text.get_animated():
+                continue
+            box = text.get_window_extent().transformed(self.plane.transData.inverted())
+            columns = (box.x0 <= plane.sigma_w) & (plane.sigma_w <= box.x1)
+            rows = (box.y0 <= plane.sigma_b) & (plane.sigma_b <= box.y1)
+            beside[np.ix_(rows, columns)] = np.nan
+        return beside
+
+    def _name_contours(self, plane: Plane, rate: np.ndarray) -> None:
+        """Write each contour's ξ_c in it, all in one row, where there is room between them."""
         row = rate[round(_CONTOUR_ROW * (len(rate) - 1))]
         taken = np.interp(0.0, row, plane.sigma_w, np.nan, np.nan)
-        for level in sorted(levels, key=abs, reverse=True):
+        for level in sorted(_levels(), key=abs, reverse=True):
             at = np.interp(level, row, plane.sigma_w, np.nan, np.nan)
             if not np.isfinite(at) or np.nanmin(np.abs(np.append(taken, at + 1) - at)) < _ROOM:
                 continue
             taken = np.append(taken, at)
-            shade = _ORDERED if level < 0 else _CHAOTIC
             self.plane.text(at, _CONTOUR_ROW * SIGMA_B[1], f"{1 / abs(level):.0f}", color=_GREY,
-                            fontsize=9, ha="center", va="center", zorder=1.2,
-                            bbox={"color": shade, "pad": 1, "linewidth": 0})  # fmt: skip
+                            fontsize=9, ha="center", va="center", zorder=1.2)  # fmt: skip
 
     def _name_edge(self, pieces: Sequence[np.ndarray], words: str, taken: list[float]) -> None:
         """Name the longest piece of the edge, beside the end that is freer of other names.
@@ -206,7 +232,7 @@ class PhasePicture:
         order = np.argsort(sigma_b)
         x = np.interp(y, sigma_b[order], sigma_w[order])
         fits = x + _LETTER * len(words) < SIGMA_W[1]
-        self.plane.text(x + (0.04 if fits else -0.06), y, words, color=BLACK, fontsize=9,
+        self.plane.text(x + (0.05 if fits else -0.1), y, words, color=BLACK, fontsize=9,
                         va="center", ha="left" if fits else "right", zorder=3)  # fmt: skip
         taken.append(y)
 
@@ -222,9 +248,7 @@ class PhasePicture:
         self.plane.text(*at, words, color=color, **style)
         return at[1]
 
-    def _dress_map(self, ax: Any, title: str, letter: str, top: float) -> None:
-        _calm(ax, title, letter)
-        ax.set_ylabel(f"{letter}′", fontsize=9.5)
+    def _dress_map(self, ax: Any, top: float) -> None:
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)
         ax.set_xticks(np.linspace(0, top, 3))
@@ -241,7 +265,12 @@ class PhasePicture:
 
         def text(ax: Any, **style: Any) -> Any:
             common = {"ha": "right", "va": "bottom", "transform": ax.transAxes, "fontsize": 9}
-            return ax.text(0, 0, style.pop("text", ""), **(common | {"animated": True} | style))
+            return ax.text(0, 0, "", **(common | {"animated": True} | style))
+
+        def word(color: str, written: str) -> Any:
+            stamp = Stamp(0.97, 0.5, written, color=color, fontsize=9, ha="right", va="center",
+                          transform=self.angle.transAxes, animated=True, zorder=5)  # fmt: skip
+            return self.angle.add_artist(stamp)
 
         dot = {
             "clip_on": False,
@@ -273,17 +302,12 @@ class PhasePicture:
             "high c": line(self.angle, marker="s", color=ORANGE, **small),
             "low c": line(self.angle, marker="o", color=BLUE, **small),
             "horizon": text(self.angle, color=_DARK_GREEN),
+            "high start": word(_DARK_ORANGE, f"from {STARTS[0]}"),
+            "low start": word(BLUE, f"from {STARTS[1]}"),
         }
         self._drawn_in_plane: set[Any] = set()
         grey = {"color": "#bbbbbb", "linewidth": 0.8, "zorder": 1}
         self._diagonals = {ax: ax.plot([], [], **grey)[0] for ax in (self.length, self.correlation)}
-        self._words = {
-            "theory": text(self.signal, color=BLACK, animated=False, text="map"),
-            "measured": text(self.signal, color=BLUE, animated=False, text="measured"),
-            "high start": text(self.angle, color=_DARK_ORANGE, animated=False,
-                               text=f"from {STARTS[0]}"),
-            "low start": text(self.angle, color=BLUE, animated=False, text=f"from {STARTS[1]}"),
-        }  # fmt: skip
 
     def _show_reach(self, name: str, plane: Plane, depth: int) -> None:
         """The dashed lines between which 6 ξ_c is more than the depth."""
@@ -294,14 +318,14 @@ class PhasePicture:
         level = HORIZON / depth
         self._reach = [
             self.plane.contour(
-                plane.sigma_w, plane.sigma_b, np.where(plane.growth > 0, np.nan, plane.rate),
+                plane.sigma_w, plane.sigma_b, np.where(plane.growth > 0, np.nan, self._rate),
                 levels=[-level, level], colors=_DARK_GREEN, linewidths=1.2, linestyles="--",
                 zorder=2.5, animated=True,
             )
         ]  # fmt: skip
         self._reached = (name, depth)
         contours = ", ".join(map(str, _CONTOURS))
-        self._write("reach", 1.0, 1.012, f"dashed: {HORIZON} ξ = {depth}; thin: ξ = {contours}")
+        self._write("reach", 1.0, 1.012, f"ξ = {contours}; dashed: {HORIZON} ξ = {depth}")
 
     def _show_point(self, view: View) -> None:
         """The point; where it lies beyond the plane, at its border and hollow."""
@@ -342,6 +366,9 @@ class PhasePicture:
         for key, column in (("high c", 0), ("low c", 1)):
             draw(key, layers, view.measured.c[:, column])
         self._show_horizon(view.horizon, depth, limits)
+        at = _free_height((view.measured.c, view.theory.c))
+        self._artists["high start"].set_position((0.97, at + 0.065))
+        self._artists["low start"].set_position((0.97, at - 0.065))
 
     def _show_horizon(self, horizon: float | None, depth: int, limits: Any) -> None:
         end = 1.02 * nice_depth(depth)
@@ -363,9 +390,21 @@ class PhasePicture:
         self._artists[key].set_text(text)
 
 
-def _calm(ax: Any, title: str, xlabel: str) -> None:
-    ax.set_title(title, loc="left", fontsize=10.5, pad=4)
-    ax.set_xlabel(xlabel, fontsize=9.5, labelpad=1)
+_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10.5, "pad": 4, "y": 1.0}
+_BELOW = 0.25  # the axes, in inches
+
+
+def _calm(ax: Any, title: str, xlabel: str, ylabel: str = "", *, beside: float = 0.0) -> None:
+    """Title and labels where they are told to stand, ``beside`` in inches.
+
+    To find a place of their own they would measure all ticks, for a third of the drawing's time.
+    """
+    ax.set_title(title, **_TITLE)
+    ax.set_xlabel(xlabel, fontsize=9.5, va="top")
+    ax.set_ylabel(ylabel, fontsize=9.5, va="center")
+    width, height = ax.get_position().size * ax.figure.get_size_inches()
+    ax.xaxis.set_label_coords(0.5, -_BELOW / height)
+    ax.yaxis.set_label_coords(-beside / width, 0.5)
     ax.tick_params(labelsize=9, colors="#444444")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
@@ -373,10 +412,14 @@ def _calm(ax: Any, title: str, xlabel: str) -> None:
         ax.spines[side].set_color("#999999")
 
 
-def _dress_layers(ax: Any, title: str, depth: int) -> None:
-    _calm(ax, title, "layer")
+def _number_layers(ax: Any, depth: int) -> None:
     ax.set_xlim(-0.02 * depth, 1.02 * depth)
     ax.set_xticks(np.linspace(0, depth, 3 if depth % 4 else 5).round().astype(int))
+
+
+def _levels() -> list[float]:
+    """The rates of the thin lines, from the ordered phase to the chaotic."""
+    return sorted(sign / scale for scale in _CONTOURS for sign in (-1, 1))
 
 
 def _distance_inside(region: np.ndarray) -> np.ndarray:
@@ -402,13 +445,10 @@ def _length_axis(view: View) -> float:
     return next((top for top in _LENGTHS if top >= needed), _LENGTHS[-1])
 
 
-def _free_heights(view: View, limits: tuple[float, float]) -> tuple[float, float]:
-    """Where words stand free in the panels of q and of c: at the end that the curves avoid."""
-    low, high = np.log10(limits)
-    q, c = view.theory.q[-1], view.theory.c[-1]
-    ends_high = q > 10 ** (low + 0.7 * (high - low))
-    free = [y for y in (0.05, 0.68, 0.36) if not ((c > y - 0.08) & (c < y + 0.3)).any()]
-    return 0.03 if ends_high else 0.8, (free or [0.36])[0]
+def _free_height(curves: Sequence[np.ndarray]) -> float:
+    """Where two words stand freest at the end of the angles: low, high or between, in the Axes."""
+    late = np.concatenate([(each[len(each) // 2 :].ravel() + 0.06) / 1.12 for each in curves])
+    return min((0.17, 0.76, 0.48), key=lambda at: np.count_nonzero(np.abs(late - at) < 0.18))
 
 
 def _signal_axis(view: View) -> tuple[float, float]:
@@ -417,3 +457,18 @@ def _signal_axis(view: View) -> tuple[float, float]:
     low = next((step for step in _LOWS if step <= logs.min()), _LOWS[-1])
     high = next((step for step in _HIGHS if step >= logs.max()), _HIGHS[-1])
     return 10.0**low, 10.0**high
+
+
+def _ticks(low: float, high: float) -> list[int]:
+    """Decades of a log axis, both ends and 0 before what lies between, and none near another.
+
+    >>> _ticks(1e-16, 1e2), _ticks(1e-1, 1e1)
+    ([-16, -8, 0], [-1, 0, 1])
+    """
+    ends = round(math.log10(low)), round(math.log10(high))
+    apart = 0.15 * (ends[1] - ends[0])
+    taken: list[int] = []
+    for decade in (0, *ends, ends[0] // 2, ends[1] // 2):
+        if all(abs(decade - other) > apart for other in taken):
+            taken.append(decade)
+    return sorted(taken)

@@ -16,10 +16,9 @@ from initlab.activations import ACTIVATIONS, Activation
 from initlab.activations import activation as resolve
 from initlab.errors import finite_number, positive_int, unknown_name
 from initlab.experiment import Experiment
-from initlab.explorers.finding import power
 from initlab.explorers.phase_picture import HORIZON, STARTS, Course, View
 from initlab.explorers.plane import moment_table, plane, trajectories
-from initlab.plots import nice_depth
+from initlab.plots import nice_depth, power
 from initlab.prediction import prescribed
 from initlab.scripts import activation_class, module_call
 
@@ -278,7 +277,7 @@ def view(experiment: Experiment, said: Forecast, seen: Course) -> View:
     # Angles at q* = 0 are those of a very short signal; where q has no end, those of q = 1.
     q = np.full(101, max(1.0 if said.length is None else said.length, 1e-8))
     apart = np.linspace(0, 1, 101) ** 2
-    mapped = table.map_apart(apart, q, sigma_w, table.map_length(q, sigma_w, sigma_b))
+    mapped = table.map_apart(apart, q, sigma_b, table.map_length(q, sigma_w, sigma_b))
     return View(
         sigma_w,
         sigma_b,
@@ -307,7 +306,7 @@ def _phase(experiment: Experiment, said: Forecast) -> str:
         words = "No phase: q grows without bound, so there is no length to settle at"
         return f"{words}; χ₁ = {said.chi:.3g} at every q." if said.chi else f"{words}."
     assert said.chi is not None
-    settled = f"χ₁ = {said.chi:.3g} at q* = {power(said.length) if said.length else '0'}"
+    settled = f"χ₁ = {said.chi:.3g} at q* = {power(said.length)}"
     if resolve(experiment.activation).homogeneous and abs(said.chi - 1) < _ON_THE_EDGE:
         return (
             f"On the edge of chaos: χ₁ = {said.chi:.3g} at every q, and q stays near where it is."
@@ -325,9 +324,11 @@ def _reach(experiment: Experiment, said: Forecast) -> str:
     if horizon is None:
         if said.length == 0 and said.correlation is None:
             return "As q falls to 0 the network becomes linear and correlations freeze: no ξ_c."
+        if said.length is None:
+            return "Where q does not settle, c* and ξ_c are not defined."
         return "Correlations have nothing to settle at: no ξ_c."
     if math.isinf(horizon):
-        return "ξ_c is infinite: what inputs share is forgotten slower than any exponential."
+        return "ξ_c is infinite: correlations settle slower than any exponential."
     scale = f"ξ_c = {said.scales.xi_c:.3g}, so signals reach through about {horizon:.3g} layers"
     return f"{scale}, {'more' if horizon >= depth else 'fewer'} than these {depth}."
 

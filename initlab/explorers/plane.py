@@ -51,11 +51,11 @@ class MomentTable:
         return sigma_w**2 * self.second_moment(q) + sigma_b**2
 
     def map_apart(
-        self, apart: np.ndarray, q: np.ndarray, sigma_w: float, next_q: np.ndarray
+        self, apart: np.ndarray, q: np.ndarray, sigma_b: float, next_q: np.ndarray
     ) -> np.ndarray:
         """1 − c one layer on, from 1 − c, the length q, and the length one layer on."""
-        share = sigma_w**2 * self.second_moment(q) / next_q
-        return share * self.gap_share(q, apart) * apart
+        from_weights = 1 - sigma_b**2 / next_q  # of that length: biases are the same for all inputs
+        return from_weights * self.gap_share(q, apart) * apart
 
 
 @lru_cache(maxsize=32)
@@ -275,5 +275,5 @@ def trajectories(
             apart[layer + 1 :] = math.nan
             break
         lengths = np.full(len(correlations), here)
-        apart[layer + 1] = table.map_apart(apart[layer], lengths, sigma_w, mapped)
+        apart[layer + 1] = table.map_apart(apart[layer], lengths, sigma_b, mapped)
     return q, 1 - apart

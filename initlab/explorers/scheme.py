@@ -19,10 +19,9 @@ from initlab.explorers.controls import (
     choice,
     with_defaults,
 )
-from initlab.explorers.explorer import Explorer, button, fold, one_thread
-from initlab.explorers.finding import power
+from initlab.explorers.explorer import ExperimentExplorer, button, fold, one_thread
 from initlab.live import LiveFigure
-from initlab.plots import WeightPicture
+from initlab.plots import WeightPicture, power
 from initlab.weights import LAYER_KINDS, DrawnLayer, LayerDraw
 
 _SIZES = {
@@ -38,15 +37,13 @@ _SIZES = {
 _NOTICEABLE = 2e8  # rows · columns · the smaller of them; more than some 150 ms
 
 
-class SchemeExplorer(Explorer):
+class SchemeExplorer(ExperimentExplorer[LayerDraw]):
     """Choose a scheme and a layer; see its weights, their matrix and their singular values.
 
     Args:
         scheme: a name of ``SCHEMES``, or a whole LayerDraw; also what Reset returns to.
 
     Attributes:
-        experiment: the LayerDraw that is shown; assign to it, or replace fields by moving
-            ``controls``.
         controls: field name → widget with a ``value``.
         drawn: the weights that are shown and what they should be; None while there is an error.
         figure: the matplotlib figure.
@@ -55,6 +52,8 @@ class SchemeExplorer(Explorer):
     Raises:
         ValueError: an unknown scheme, or one that cannot fill a Linear layer.
     """
+
+    _kind = LayerDraw
 
     def __init__(self, scheme: str | LayerDraw = "kaiming_normal") -> None:
         self._start = scheme if isinstance(scheme, LayerDraw) else LayerDraw(scheme)
@@ -123,23 +122,11 @@ class SchemeExplorer(Explorer):
 
     def _observe(self) -> None:
         for control in self.controls.values():
-            control.observe(lambda change: self._changed(), "value")
+            control.observe(lambda change: self._follow(), "value")
         for each in self._folds:
             each.observe(lambda change: self._fill_folds(), "selected_index")
 
     # ------------------------------------------------------------ what others may call
-
-    @property
-    def experiment(self) -> LayerDraw:
-        return self._experiment
-
-    @experiment.setter
-    def experiment(self, experiment: LayerDraw) -> None:
-        if not isinstance(experiment, LayerDraw):
-            raise TypeError(f"experiment must be a LayerDraw, not a {type(experiment).__name__}")
-        with self._lock:
-            self._load(experiment)
-            self._refresh()
 
     def summary(self) -> str:
         """What is shown, in two short deterministic lines."""
@@ -149,10 +136,6 @@ class SchemeExplorer(Explorer):
     def code(self) -> str:
         """The PyTorch lines that draw what is shown."""
         return self._experiment.code()
-
-    def reset(self) -> None:
-        """Return to the first experiment."""
-        self.experiment = self._start
 
     # ------------------------------------------------------------ controls ⇄ experiment
 
@@ -184,20 +167,6 @@ class SchemeExplorer(Explorer):
             self.controls["scheme_params"].show(self.controls["scheme"].value)
         return LayerDraw(**{name: control.value for name, control in self.controls.items()})
 
-    def _changed(self) -> None:
-        if self._is_writing:
-            return
-        with self._in_turn() as newest:
-            if not newest:
-                return
-            try:
-                self._experiment = self._read()
-            except (ValueError, TypeError) as error:
-                self._fail(str(error))
-                return
-            self._offer()
-            self._refresh()
-
     # ------------------------------------------------------------ compute and draw
 
     def _refresh(self) -> None:
@@ -208,19 +177,17 @@ class SchemeExplorer(Explorer):
             with one_thread():
                 drawn = self._experiment.draw()
             computed = time.perf_counter()
+            self.timing = {"compute": 1e3 * (computed - start)}
             words = finding(self._experiment, drawn)
             self._picture.show(drawn)
-            self.live.refresh(self._picture.moving, "weights", f"Weights of one layer. {words}")
+            self._publish(
+                computed, self._picture.moving, "weights", f"Weights of one layer. {words}"
+            )
             readout = self._picture.readout(drawn)
             boxes = self.live.boxes()
             self.live.readout = [
                 {"box": box, **each} for box, each in zip(boxes, readout, strict=True)
             ]
-            self.timing = {
-                "compute": 1e3 * (computed - start),
-                "draw": 1e3 * (time.perf_counter() - computed) - self.live.timing["encode"],
-                "encode": self.live.timing["encode"],
-            }
             self.drawn = drawn
             self._formula.value = _formula(self._experiment)
             self._facts.value = _facts(self._experiment, drawn)

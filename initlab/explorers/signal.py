@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 
 from initlab.activations import ACTIVATIONS
 from initlab.data import DATA
@@ -21,30 +20,28 @@ from initlab.explorers.controls import (
     choice,
     with_defaults,
 )
-from initlab.explorers.explorer import Explorer, button, fold, one_thread, sentence
+from initlab.explorers.explorer import ExperimentExplorer, button, fold, one_thread, sentence
 from initlab.explorers.finding import finding
 from initlab.live import LiveFigure
 from initlab.networks import ARCHITECTURES, NORMS, PADDINGS
 from initlab.plots import (
+    BESIDE_FORWARD,
+    MOST_ROWS,
     QUANTITIES,
+    VIEWS,
     Curve,
     Panel,
     Picture,
-    curve,
+    digits,
+    ghost,
+    lines,
     output_gradient,
+    readout,
     theory_curve,
-    unit_curves,
 )
 from initlab.prediction import Prediction
 from initlab.tracing import Trace, uncollected
 
-RIGHT_VIEWS = (
-    ("gradients", "backward"),
-    ("weight gradients", "weight_grad"),
-    ("dead and saturated units", "units"),
-    ("cosine between inputs", "cosine"),
-    ("histograms", "histograms"),
-)
 _OWN_BIAS = "scheme"  # a menu shows nothing for a value of None
 _BIASES = (
     ("the scheme's own", _OWN_BIAS),
@@ -60,23 +57,23 @@ _MORE = (
 )  # fmt: skip
 _NOTICEABLE = 5e9  # operations; more than about 150 ms on two cores
 _LARGE = 2e10
-_READOUT_ROWS = 400
 
 
-class SignalExplorer(Explorer):
+class SignalExplorer(ExperimentExplorer[Experiment]):
     """Choose a network and its initialization; see what reaches each layer, forward and backward.
 
     Args:
         experiment: what to start from; also what Reset returns to.
 
     Attributes:
-        experiment: what is shown; assign to it, or replace fields by moving ``controls``.
         controls: field name → widget with a ``value``; ``"quantity"`` and ``"right"`` choose what
             is drawn.
         trace, prediction: the latest measurement and theory; None while there is an error.
         figure: the matplotlib figure.
         timing: milliseconds of the last update: compute, draw, encode.
     """
+
+    _kind = Experiment
 
     def __init__(self, experiment: Experiment | None = None) -> None:
         self._start = experiment or Experiment()
@@ -141,7 +138,7 @@ class SignalExplorer(Explorer):
             "quantity": choice(
                 "measure", [(words, key) for key, (words, _) in QUANTITIES.items()], "second_moment"
             ),
-            "right": choice("right plot", RIGHT_VIEWS, "backward"),
+            "right": choice("right plot", BESIDE_FORWARD, "backward"),
         }  # fmt: skip
 
     def _arrange(self) -> list[widgets.Widget]:
@@ -195,18 +192,6 @@ class SignalExplorer(Explorer):
     # ------------------------------------------------------------ what others may call
 
     @property
-    def experiment(self) -> Experiment:
-        return self._experiment
-
-    @experiment.setter
-    def experiment(self, experiment: Experiment) -> None:
-        if not isinstance(experiment, Experiment):
-            raise TypeError(f"experiment must be an Experiment, not a {type(experiment).__name__}")
-        with self._lock:
-            self._load(experiment)
-            self._refresh()
-
-    @property
     def trace(self) -> Trace | None:
         """The latest measurement, every statistic of it; None while there is an error.
 
@@ -233,9 +218,9 @@ class SignalExplorer(Explorer):
     def pin(self) -> None:
         """Keep the present curves as ghosts; a second call lets them go."""
         with self._lock:
-            ghost = self.trace if self._pinned is None else None
+            trace = self.trace if self._pinned is None else None
             label = f"pinned: {self._experiment.activation}, {self._experiment.scheme}"
-            self._pinned = None if ghost is None else (label, ghost)
+            self._pinned = None if trace is None else (label, trace)
             self._draw()
 
     def reset(self) -> None:
@@ -245,7 +230,7 @@ class SignalExplorer(Explorer):
             with self._quietly():
                 self.controls["quantity"].value = "second_moment"
                 self.controls["right"].value = "backward"
-            self.experiment = self._start
+            super().reset()
 
     # ------------------------------------------------------------ controls ⇄ experiment
 
@@ -256,7 +241,7 @@ class SignalExplorer(Explorer):
             self._widths = experiment.widths
             self.controls["scheme_params"].show(experiment.scheme)
             self._offer_bias(experiment.bias)
-            self._offer_schemes()
+            self._offer()
             for field in dataclasses.fields(experiment):
                 if field.name in self.controls:
                     value = getattr(experiment, field.name)
@@ -274,7 +259,7 @@ class SignalExplorer(Explorer):
         extra = [(f"constant {bias}", bias)] if numeric else []
         self.controls["bias"].options = [*_BIASES, *extra]
 
-    def _offer_schemes(self) -> None:
+    def _offer(self) -> None:
         """The menu holds the schemes that can fill the weights of the network that is shown."""
         menu = self.controls["scheme"]
         if tuple(menu.options) != self._experiment.schemes:
@@ -302,16 +287,7 @@ class SignalExplorer(Explorer):
             return
         if name in ("depth", "width"):
             self._widths = None
-        with self._in_turn() as newest:
-            if not newest:
-                return
-            try:
-                self._experiment = self._read()
-            except (ValueError, TypeError) as error:
-                self._fail(str(error))
-                return
-            self._offer_schemes()
-            self._refresh()
+        self._follow()
 
     def _pasted(self, change: Any) -> None:
         text = change["new"].strip()
@@ -349,19 +325,18 @@ class SignalExplorer(Explorer):
     def _shows_more_than_moments(self) -> bool:
         _, table, _ = self._folds
         return (
-            self.controls["right"].value not in ("backward", "weight_grad")
+            not VIEWS[self.controls["right"].value].log
             or self.controls["quantity"].value == "across_samples_var"
             or table.selected_index is not None
         )
 
     def _measure(self, *, whole: bool) -> None:
         """Trace the experiment: whole, or in two thirds of the time what is drawn alone."""
-        right = self.controls["right"].value
+        right = VIEWS[self.controls["right"].value]
         self._seen = self._experiment.run(
-            weight_grad=whole or right == "weight_grad",
+            weight_grad=whole or right.field == "weight_grad",
             statistics="all" if whole else "moments",
-            histogram=right == "histograms",
-            geometry=right == "cosine",
+            **right.options,
         )
         self._seen_whole = whole
 
@@ -375,13 +350,8 @@ class SignalExplorer(Explorer):
         self._update_panel(self._panels[0], "forward")
         self._update_panel(self._panels[1], right)
         moving = [artist for panel in self._panels for artist in panel.moving]
-        background = tuple(panel.background for panel in self._panels)
-        self.live.refresh(moving, background)
-        encode = self.live.timing["encode"]
-        draw = 1e3 * (time.perf_counter() - start) - encode
-        self.timing |= {"draw": draw, "encode": encode}
-        # What follows says the same in words and numbers; first the thread that sends has its turn.
-        time.sleep(0.001)
+        self._publish(start, moving, tuple(panel.background for panel in self._panels))
+        # What follows says the same in words and numbers.
         views = ("forward", right)
         words = finding(self._experiment, self._seen, self.prediction, quantity, views)
         self.live.alt = f"Signal per layer. {words}"
@@ -391,22 +361,14 @@ class SignalExplorer(Explorer):
 
     def _update_panel(self, panel: Panel, what: str) -> None:
         assert self._seen is not None
-        if what == "histograms":
-            panel.histograms(self._seen)
-            return
-        if what == "units":
-            panel.update(what, measured=unit_curves(self._seen), depth=self._experiment.depth)
-            return
         quantity = self.controls["quantity"].value
         pinned = None
         if self._pinned:
-            label, ghost = self._pinned
-            pinned = curve(ghost, what, quantity, label)
-            if not np.isfinite(pinned.values).any() and not pinned.note:
-                pinned = None
-        panel.update(
+            label, trace = self._pinned
+            pinned = ghost(trace, what, quantity, label)
+        panel.show(
             what,
-            measured=[curve(self._seen, what, quantity, "measured")],
+            self._seen,
             theory=self._theory(what, quantity),
             pinned=pinned,
             quantity=quantity,
@@ -418,30 +380,14 @@ class SignalExplorer(Explorer):
 
     def _readout(self) -> list[dict[str, Any]]:
         assert self._seen is not None
+        quantity = self.controls["quantity"].value
         views = ("forward", self.controls["right"].value)
         parts = []
         for box, panel, what in zip(self.live.boxes(), self._panels, views, strict=True):
-            rows = [] if what == "histograms" else self._readout_rows(what)
-            parts.append({"box": box, "span": list(panel.ax.get_xlim()), "rows": rows})
+            theory = self._theory(what, quantity)
+            drawn = [*lines(self._seen, what, quantity), *([theory] if theory else [])]
+            parts.append({"box": box, "span": list(panel.ax.get_xlim()), "rows": readout(drawn)})
         return parts
-
-    def _readout_rows(self, what: str) -> list[list[Any]]:
-        assert self._seen is not None
-        if what == "units":
-            curves = unit_curves(self._seen)
-        else:
-            quantity = self.controls["quantity"].value
-            curves = [curve(self._seen, what, quantity, "measured"), self._theory(what, quantity)]
-        shown = [each for each in curves if each is not None and len(each.layers)]
-        if not shown:
-            return []
-        layers = shown[0].layers
-        chosen = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), _READOUT_ROWS)))
-        rows = []
-        for i in chosen.astype(int):
-            numbers = ", ".join(f"{each.label} {each.values[i]:.4g}" for each in shown)
-            rows.append([int(layers[i]), f"layer {layers[i]}: {numbers}"])
-        return rows
 
     def _fill_folds(self) -> None:
         """Write the table and the code where they are open; hidden, they cost nothing."""
@@ -473,7 +419,7 @@ def _numbers(trace: Trace, prediction: Prediction | None) -> str:
     )  # fmt: skip
     scale = output_gradient(trace)  # as in the picture: theory is relative to the output
     rows = []
-    for site in trace[:_READOUT_ROWS]:
+    for site in trace[:MOST_ROWS]:
         said = theory.get(site.name)
         cells = (
             str(site.depth),
@@ -501,4 +447,4 @@ def _cell(stats: Any, quantity: str, scale: float = 1.0) -> str:
     if getattr(stats, "nonfinite", 0):
         return "overflow"
     value = getattr(stats, quantity, None)
-    return "" if value is None else f"{value / scale:.4g}"
+    return "" if value is None else digits(value / scale)

@@ -13,8 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -26,10 +25,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from initlab.errors import unknown_name
+from initlab.plots.numbers import digits
+from initlab.plots.views import QUANTITIES, VIEWS, Quantity, View
 from initlab.prediction import PredictedSite, Prediction
 from initlab.tracing import Site, Trace
 
-Quantity = Literal["second_moment", "var", "across_samples_var"]
 Subject = Trace | Prediction
 
 # Okabe & Ito 2008: told apart by all common kinds of colour vision.
@@ -42,50 +42,6 @@ ROUNDING = 1e-12
 
 HEALTHY = (0.1, 10.0)
 """The zone shaded as healthy: within a factor of 10 of 1."""
-
-QUANTITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "second_moment": (
-            "second moment",
-            "E h² over samples and units: how large the signal is; "
-            "σ_w² E φ² + σ_b² carries it from layer to layer.",
-        ),
-        "var": (
-            "variance",
-            "Over samples and units together: the second moment without the square of the mean.",
-        ),
-        "across_samples_var": (
-            "variance across samples",
-            "Over samples at each unit, averaged over units: what still tells one input "
-            "from another.",
-        ),
-    }
-)
-"""What can be drawn of a tensor: its name in words, and a sentence on what it says."""
-
-
-@dataclass(frozen=True)
-class View:
-    """One kind of picture: its title, its y-axis, and the field of a site that it draws."""
-
-    title: str
-    field: str
-    log: bool = True
-    kinds: tuple[str, ...] = ("affine", "recurrent", "attention")
-
-
-VIEWS: Mapping[str, View] = MappingProxyType(
-    {
-        "forward": View("Forward: {} of the pre-activations", "forward"),
-        "backward": View("Backward: {} of the gradients", "backward"),
-        "weights": View("Weights: {}", "weight"),
-        "weight_grad": View("Weight gradients: {}", "weight_grad"),
-        "units": View("Dead and saturated", "dead_fraction", log=False, kinds=("activation",)),
-        "cosine": View("Cosine between inputs", "cosine", log=False),
-        "histograms": View("Pre-activations, layer by layer", "histogram", log=False),
-    }
-)
-"""Every ``what`` that ``plot`` draws."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +66,12 @@ class _Spot:
     color: str
     backward: bool | None = None
     """Of a curve cut short: is it read from the output down? None: the curve is whole."""
+    rising: bool = True
+    """Does it rise towards its end there? Then what is above it is free."""
 
     @property
-    def height(self) -> float:
-        return _LABEL_HEIGHT * (1 + self.text.count("\n"))
+    def lines(self) -> int:
+        return 1 + self.text.count("\n")
 
 
 class Picture(Figure):
@@ -168,8 +126,49 @@ def curve(
 
     Backward values are divided by the output's, so that a loss and a probe can be compared.
     """
+    return _curve(subject, VIEWS[what], quantity, label)
+
+
+def lines(
+    trace: Trace, what: str, quantity: str = "second_moment", label: str = "measured"
+) -> list[Curve]:
+    """All curves of one picture of a trace: none where its axis is not depth."""
     view = VIEWS[what]
-    scale = output_gradient(subject) if what == "backward" else 1.0
+    if not view.parts:
+        return [_curve(trace, view, quantity, label)] if view.over_depth else []
+    drawn = [_curve(trace, replace(view, field=field), "", name) for field, name in view.parts]
+    return [each for each in drawn if np.isfinite(each.values).any()]
+
+
+def ghost(trace: Trace, what: str, quantity: str, label: str) -> Curve | None:
+    """The one curve of a picture, to be drawn dashed beside another; None where there is none."""
+    if VIEWS[what].stands_alone:
+        return None
+    drawn = curve(trace, what, quantity, label)
+    return drawn if np.isfinite(drawn.values).any() or drawn.note else None
+
+
+MOST_ROWS = 400
+"""Layers whose numbers are listed."""
+
+
+def readout(curves: Sequence[Curve], names: Sequence[str] = ()) -> list[list[Any]]:
+    """Layer by layer what the curves say, as (layer, sentence); sites may have names."""
+    shown = [each for each in curves if len(each.layers)]
+    if not shown:
+        return []
+    layers = shown[0].layers
+    rows = []
+    for i in np.unique(np.linspace(0, len(layers) - 1, min(len(layers), MOST_ROWS)).astype(int)):
+        where = f"layer {layers[i]}, {names[i]}" if names else f"layer {layers[i]}"
+        numbers = [f"{each.label} {digits(float(each.values[i]))}" for each in shown
+                   if i < len(each.values)]  # fmt: skip
+        rows.append([int(layers[i]), f"{where}: {', '.join(numbers)}"])
+    return rows
+
+
+def _curve(subject: Subject, view: View, quantity: str, label: str) -> Curve:
+    scale = output_gradient(subject) if view.relative else 1.0
     sites = [site for site in subject if site.kind in view.kinds]
     values = np.array([_value(site, view.field, quantity) for site in sites]) / scale
     layers = np.array([site.depth for site in sites])
@@ -188,9 +187,9 @@ def theory_curve(
     >>> theory_curve(prediction, quantity="var").values.round(2).tolist()
     [2.0, 2.0, 2.0]
     """
-    if what not in ("forward", "backward", "cosine"):
+    if VIEWS[what].no_theory:
         return None
-    if what == "cosine":
+    if not VIEWS[what].log:  # a number of its own, of which no quantity is taken
         theory = curve(prediction, what, quantity, "theory")
     elif quantity == "across_samples_var":
         theory = curve(prediction, what, quantity, "theory")
@@ -219,6 +218,17 @@ def _banded(theory: Curve, prediction: Prediction, what: str, lowest: str, highe
     return replace(theory, label="theory, 95\u00a0%\u00a0of\u00a0draws", low=low, high=high)
 
 
+def _widened(each: Curve) -> Curve:
+    """A line of a single layer, which would not be seen, as a dash there."""
+    (at,) = np.nonzero(np.isfinite(each.values))
+    if len(at) != 1:
+        return each
+    ends = np.repeat(at, 2)
+    layers = each.layers[ends] + np.array([-0.25, 0.05])  # its dot and name stand on the right
+    low, high = (None if edge is None else edge[ends] for edge in (each.low, each.high))
+    return replace(each, layers=layers, values=each.values[ends], low=low, high=high)
+
+
 def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:
     value = getattr(site, field, None)
     if value is None:
@@ -244,8 +254,7 @@ def _cut_short(
 
     A backward curve is read from the output down, so its flaw is the one nearest the output.
     """
-    backward = view.field in ("backward", "weight_grad")
-    order = range(len(sites) - 1, -1, -1) if backward else range(len(sites))
+    order = range(len(sites) - 1, -1, -1) if view.from_output else range(len(sites))
     for index in order:
         stats = getattr(sites[index], view.field, None)
         word = ""
@@ -254,7 +263,7 @@ def _cut_short(
         elif values[index] == 0:
             word = f"0 at layer {sites[index].depth}"
         if word:
-            if backward:
+            if view.from_output:
                 values[: index + 1] = math.nan
                 return word + " and below", len(values)
             return word, index
@@ -282,6 +291,26 @@ class Panel:
         self._healthy: Text | None = None
         self.background: tuple = ()
         self.moving: list[Artist] = []
+
+    def show(
+        self,
+        what: str,
+        trace: Trace,
+        *,
+        label: str = "measured",
+        theory: Curve | None = None,
+        pinned: Curve | None = None,
+        quantity: str = "second_moment",
+        depth: int | None = None,
+    ) -> None:
+        """Draw one picture of a trace, whatever it needs."""
+        if not VIEWS[what].over_depth:
+            self.histograms(trace)
+            return
+        measured = lines(trace, what, quantity, label)
+        self.update(
+            what, measured=measured, theory=theory, pinned=pinned, quantity=quantity, depth=depth
+        )
 
     def update(
         self,
@@ -329,7 +358,8 @@ class Panel:
         self.ax.set_title(VIEWS["histograms"].title, loc="left", fontsize=10.5)
         self.background = ("histograms", object())  # equal to no other
         sites = [site for site in trace if site.kind == "affine" and site.histogram is not None]
-        shown = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, 12).astype(int))]
+        count = min(12, int(self._inches[1] / _RIDGE))
+        shown = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, count).astype(int))]
         spread = max([site.forward.std for site in shown if site.histogram] or [1.0])
         reach = 4 * spread if math.isfinite(spread) and spread > 0 else 1.0
         for row, site in enumerate(shown):
@@ -355,6 +385,8 @@ class Panel:
 
     def _draw(self, each: Curve, **style) -> list[_Spot]:
         """Add the line, and return where its label goes."""
+        if "marker" not in style:
+            each = _widened(each)
         finite = np.isfinite(each.values)
         (line,) = self.ax.plot(each.layers, each.values, **style)
         artists: list[Artist] = [line]
@@ -380,11 +412,14 @@ class Panel:
             beyond = self.ax.get_ylim()[0 if each.note.startswith("0") else 1]
             return [_Spot(1, beyond, text, color, backward=True)]
         backward = each.note.endswith("below")
-        last = np.flatnonzero(finite)[0 if backward else -1]
-        return [_Spot(float(each.layers[last]), float(each.values[last]), text, color, backward)]
+        start, last = np.flatnonzero(finite)[[-1, 0] if backward else [0, -1]]
+        x, y = float(each.layers[last]), float(each.values[last])
+        return [_Spot(x, y, text, color, backward, bool(y >= each.values[start]))]
 
     def _label(self, ends: Sequence[_Spot]) -> None:
         """Names at the curves' ends, pushed apart where they would touch."""
+        wide, high = self._inches
+        line, letter, gap = _LINE / high, _LETTER / wide, _GAP / wide
         to_axes = (self.ax.transData + self.ax.transAxes.inverted()).transform
         spots = []
         for end in ends:
@@ -394,17 +429,18 @@ class Panel:
         spots.sort(key=lambda spot: -spot.y)
         for rank, spot in enumerate(spots):
             if spot.backward is not None:
-                spot.y += _LABEL_HEIGHT  # above the line, which goes on
-            lowest = spot.height / 2 + sum(below.height for below in spots[rank + 1 :])
+                spot.y += line if spot.rising else -line  # beside the line, which goes on
+            half = line * spot.lines / 2
+            lowest = half + line * sum(below.lines for below in spots[rank + 1 :])
             near = [above for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
-            highest = min([1.0, *(above.y - above.height / 2 for above in near)]) - spot.height / 2
+            highest = min([1.0, *(above.y - line * above.lines / 2 for above in near)]) - half
             spot.y = min(max(spot.y, lowest), highest)
         for spot in spots:
-            room = len(spot.text) * _LETTER_WIDTH
+            room = len(spot.text) * letter
             fits = spot.x + room < 1 if spot.backward else spot.x < room
             beside = spot.backward is None or fits
             label = (Stamp if self.animated else Text)(
-                spot.x + (0.02 if beside else -0.02),
+                spot.x + (gap if beside else -gap),
                 spot.y,
                 spot.text,
                 color=spot.color,
@@ -417,6 +453,26 @@ class Panel:
                 animated=self.animated,
             )
             self.moving.append(self.ax.add_artist(label))
+
+    def mark(self, layer: int) -> None:
+        """Draw a dotted line at this layer, which leaves out the name of the zone."""
+        ends = [0.0, 1.0]
+        if self._healthy is not None and self._healthy.get_visible():
+            name = self._healthy.get_window_extent()
+            if name.x0 - 4 < self.ax.transData.transform((layer, 1))[0] < name.x1 + 4:
+                below, above = self.ax.transAxes.inverted().transform(name)[:, 1]
+                ends = [0.0, below, math.nan, above, 1.0]
+        (line,) = self.ax.plot(
+            [layer] * len(ends), ends, color=BLACK, linewidth=1.2, linestyle=":", zorder=2,
+            transform=self.ax.get_xaxis_transform(), animated=self.animated,
+        )  # fmt: skip
+        self.moving.append(line)
+
+    @property
+    def _inches(self) -> tuple[float, float]:
+        """How wide and high the Axes are."""
+        box, dpi = self.ax.bbox, self.ax.figure.dpi
+        return box.width / dpi, box.height / dpi
 
     def clear_moving(self) -> None:
         """Take the last curves out of the Axes."""
@@ -435,7 +491,7 @@ class Panel:
         if view.log:
             ax.set_yscale("log")
             ax.yaxis.set_minor_locator(NullLocator())
-        if view.log and view.field in ("forward", "backward"):
+        if view.healthy:
             ax.axhspan(*HEALTHY, color=GREEN, alpha=0.07, linewidth=0, zorder=0)
             self._healthy = ax.text(0.99, HEALTHY[1], "healthy", color="#00795a", fontsize=9,
                                     transform=ax.get_yaxis_transform(),
@@ -459,7 +515,7 @@ class Panel:
             ax.yaxis.set_major_locator(LogLocator(base=10.0**step))
             if self._healthy is not None:  # in a thinner zone the curve would run through its name
                 zone = math.log10(HEALTHY[1] / HEALTHY[0])
-                self._healthy.set_visible(zone > _LABEL_HEIGHT * decades)
+                self._healthy.set_visible(zone > _THINNEST * decades)
         ax.set_ylim(*limits)
 
 
@@ -476,8 +532,9 @@ def nice_depth(depth: int) -> int:
     return int(next((step for step in ladder if step >= depth), depth))
 
 
-_LABEL_HEIGHT = 0.065  # of the Axes
-_LETTER_WIDTH = 0.0165  # of the Axes
+_LINE, _LETTER, _GAP = 0.184, 0.063, 0.076  # of labels, in inches
+_RIDGE = 0.2  # from one to the next, in inches
+_THINNEST = 0.065  # of the Axes, the zone that has its name
 _LABEL_WIDTH = 18  # letters, in the margin
 _TICK_STEPS = (1, 2, 3, 4, 6, 10, 20, 30, 50, 100, 200)  # decades
 _LOWS = (-8, -16, -32, -64, -128, -308)
@@ -531,12 +588,9 @@ def plot(
     panel = Panel(ax)
     traces = {label: each for label, each in named.items() if isinstance(each, Trace)}
     predictions = [each for each in named.values() if isinstance(each, Prediction)]
-    _require(what, traces, predictions)
-    if what == "histograms":
-        panel.histograms(next(iter(traces.values())))
-        return ax.figure  # type: ignore[return-value]
-    if what == "units":
-        panel.update(what, measured=unit_curves(next(iter(traces.values()))))
+    _require(what, traces)
+    if VIEWS[what].stands_alone:
+        panel.show(what, next(iter(traces.values())))
         return ax.figure  # type: ignore[return-value]
     measured = [curve(each, what, quantity, label) for label, each in traces.items()]
     if len(measured) >= 3 and isinstance(subject, Sequence) and _same_layers(measured):
@@ -544,22 +598,6 @@ def plot(
     theory = theory_curve(predictions[0], what, quantity) if predictions else None
     panel.update(what, measured=measured, theory=theory, quantity=quantity)
     return ax.figure  # type: ignore[return-value]
-
-
-def unit_curves(trace: Trace) -> list[Curve]:
-    """Fractions of dead units, of saturated elements and of zeros per activation site."""
-    sites = trace.select(kind="activation")
-    layers = np.array([site.depth for site in sites])
-    curves = []
-    for field, label in (
-        ("dead_fraction", "dead units"),
-        ("saturated_fraction", "saturated"),
-        ("zero_fraction", "zeros"),
-    ):
-        values = np.array([_value(site, field, "") for site in sites])
-        if np.isfinite(values).any():
-            curves.append(Curve(label, layers, values))
-    return curves
 
 
 def _named(subject: Subject | Sequence[Subject] | Mapping[str, Subject]) -> dict[str, Subject]:
@@ -582,18 +620,13 @@ def _named(subject: Subject | Sequence[Subject] | Mapping[str, Subject]) -> dict
     return dict(subject)
 
 
-def _require(what: str, traces: Mapping[str, Trace], predictions: Sequence[Prediction]) -> None:
-    needs = {"histograms": "histogram", "cosine": "geometry"}.get(what)
-    if what in ("histograms", "units", "weights", "weight_grad") and not traces:
+def _require(what: str, traces: Mapping[str, Trace]) -> None:
+    view = VIEWS[what]
+    if view.no_theory and not traces:
         raise ValueError(f"what={what!r} needs a Trace; a Prediction has none")
-    field = VIEWS[what].field
-    seen = [getattr(site, field) for each in traces.values() for site in each]
-    if needs and traces and all(value is None for value in seen):
-        raise ValueError(f"what={what!r} needs trace(…, {needs}=True)")
-    if what in ("backward", "weight_grad") and traces and not predictions:
-        each = next(iter(traces.values()))
-        if all(getattr(site, field) is None for site in each):
-            raise ValueError(f"what={what!r} needs a trace with backward=True")
+    seen = [getattr(site, view.field) for each in traces.values() for site in each]
+    if view.needs and traces and all(value is None for value in seen):
+        raise ValueError(f"what={what!r} needs trace(…, {view.needs}=True)")
 
 
 def _same_layers(curves: Sequence[Curve]) -> bool:

@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.text import Text
 
 from initlab.plots.curves import BLACK, BLUE, ORANGE, SKY, Picture
+from initlab.plots.numbers import digits, size, tick
 from initlab.weights import DrawnLayer, WeightLaw
 
 DIVERGING = LinearSegmentedColormap.from_list("initlab", [BLUE, "white", ORANGE])
@@ -81,7 +82,7 @@ class WeightPicture:
         self.scale.set(xticks=[], yticks=[-1, 0, 1])
         self.scale.yaxis.tick_right()
         names = ((self.weights, "weight", ""), (self.values, "number, from the largest", ""),
-                 (self.matrix, "input × tap", "output"))  # fmt: skip
+                 (self.matrix, "input (× tap)", "output"))  # fmt: skip
         for ax, x, y in names:
             ax.set_xlabel(x, fontsize=9.5, labelpad=15)
             ax.set_ylabel(y, fontsize=9.5, labelpad=5)
@@ -121,7 +122,7 @@ class WeightPicture:
     def _show_weights(self, drawn: DrawnLayer) -> None:
         law, reach = drawn.law or WeightLaw(), _reach(drawn)
         for at in self.weights.get_xticks():
-            self._texts[f"weight {at:g}"].set_text(_number(at * reach))
+            self._texts[f"weight {at:g}"].set_text(tick(at * reach))
         others = _beside(drawn.matrix, law)
         edges = _bins(drawn)
         density = np.histogram(others, edges)[0] / max(len(others), 1) / np.diff(edges)
@@ -159,21 +160,21 @@ class WeightPicture:
         self._cells.set_data(cells)
         self._cells.set_clim(-shade, shade)
         rows, columns = cells.shape
-        of = "" if cells.shape == drawn.matrix.shape else f" of {_size(drawn.matrix.shape)}"
+        of = "" if cells.shape == drawn.matrix.shape else f" of {size(drawn.matrix.shape)}"
         self._texts["matrix"].set_text(f"Matrix, {rows} × {columns}{of}")
         self._texts["rows"].set_text(str(rows))
         self._texts["columns"].set_text(str(columns))
-        self._texts["scale -1"].set_text(f"≤ {_number(-shade)}")
+        self._texts["scale -1"].set_text(f"≤ {tick(-shade)}")
         self._texts["scale 0"].set_text("0")
-        self._texts["scale 1"].set_text(f"≥ {_number(shade)}")
+        self._texts["scale 1"].set_text(f"≥ {tick(shade)}")
 
     def _show_values(self, drawn: DrawnLayer) -> None:
         values, law = drawn.singular_values, drawn.expected
         count, highest = len(values), _highest(drawn)
         end = _whole_rung(count)
         for at in self.values.get_yticks():
-            self._texts[f"value {at:g}"].set_text(_number(at * highest))
-            self._texts[f"number {at:g}"].set_text(_number(at * end))
+            self._texts[f"value {at:g}"].set_text(tick(at * highest))
+            self._texts[f"number {at:g}"].set_text(tick(at * end))
         shown = np.arange(0, count, math.ceil(count / _MOST_MARKERS))  # evenly, to the eye
         self._drawn_values.set_data((shown + 1) / end, values[shown] / highest)
         expected = np.zeros(0) if law is None else law[1]
@@ -228,8 +229,10 @@ def _value_rows(drawn: DrawnLayer) -> list[list[Any]]:
     end = _whole_rung(len(values))
     rows = []
     for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 400)).astype(int)):
-        text = f"singular value {i + 1}: drawn {values[i]:.4g}"
-        rows.append([(i + 1) / end, text if law is None else f"{text}, law {law[1][i]:.4g}"])
+        text = f"singular value {i + 1}: drawn {digits(float(values[i]))}"
+        rows.append(
+            [(i + 1) / end, text if law is None else f"{text}, law {digits(float(law[1][i]))}"]
+        )
     return rows
 
 
@@ -281,10 +284,6 @@ def _whole_rung(count: int) -> int:
     return math.ceil(count / step) * step
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
-
-
 def _reach(drawn: DrawnLayer) -> float:
     """Where the axis of weights ends: beyond all that is drawn and all that could well be."""
     ends = [float(np.abs(drawn.matrix).max())]
@@ -303,7 +302,3 @@ def _highest(drawn: DrawnLayer) -> float:
     top = float(drawn.singular_values[0])
     law = drawn.expected
     return _rung(_ROOM * (top if law is None else max(top, float(law[1][0]))))
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))
