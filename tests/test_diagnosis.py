@@ -501,7 +501,7 @@ def test_a_layer_scale_is_no_vanishing_gradient(scale):
 
 
 class ByHand(nn.Module):
-    """A residual attention written with ``@`` and ``softmax``, which are no sites."""
+    """A residual attention written with ``@`` and ``softmax``."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()

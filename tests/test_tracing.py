@@ -149,6 +149,123 @@ def test_attention_by_function_and_chunked_views():
     assert traced["add"].reads == ("proj", "input")
 
 
+class EagerAttention(Tapped):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (
+            self.tap(name, self.get_submodule(name)(x)).unflatten(-1, (2, 4)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        weights = self.tap("query.softmax", (q @ k.transpose(-1, -2) / 2).softmax(-1))
+        mixed = torch.einsum("bhij,bhjd->bihd", weights, v).flatten(2)
+        return self.tap("out", self.out(mixed))
+
+
+def test_attention_by_hand_reads_its_keys_and_values_too():
+    traced = check(EagerAttention(), batch(3, 5, 8))
+    assert traced["query.softmax"].reads == ("query", "key")
+    assert traced["query.softmax"].kind == "other"
+    assert traced["out"].reads == ("query.softmax", "value")
+    assert traced["out"].units == 8
+
+
+class Joined(Tapped):
+    """A gate, and a skip connection that is concatenated."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(7, 2, 1)
+
+    def forward(self, x):
+        h = self.tap("first", self.first(x))
+        gated = h * self.tap("gate.sigmoid", torch.sigmoid(self.tap("gate", self.gate(h))))
+        return self.tap("last", self.last(torch.cat([x, gated], 1)))
+
+
+def test_a_product_and_a_concatenation_read_all_that_they_are_made_of():
+    assert check(Joined(), batch(2, 3, 5, 5))["last"].reads == ("first", "input", "gate.sigmoid")
+
+
+class RelativePositions(Tapped):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.table = nn.Linear(8, 24), nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.tap("attention", F.scaled_dot_product_attention(q, k, v, attn_mask=self.table))
+
+
+def test_what_is_added_to_the_logits_of_an_attention_is_not_its_weight():
+    site = check(RelativePositions(), batch(3, 5, 8))["attention"]
+    assert (site.parameter, site.weight, site.reads) == (None, None, ("qkv",))
+
+
+class PoolsByAttention(Tapped):
+    """As CLIP pools: torch's own function, with projections that are layers."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+            self.add_module(name, nn.Linear(8, 8))
+
+    def forward(self, x):
+        q, k, v, c = self.q_proj, self.k_proj, self.v_proj, self.c_proj
+        biases = torch.cat([q.bias, k.bias, v.bias])
+        found, _ = F.multi_head_attention_forward(
+            x[:1], x, x, 8, 2, None, biases, None, None, False, 0.0, c.weight, c.bias,
+            use_separate_proj_weight=True, q_proj_weight=q.weight, k_proj_weight=k.weight,
+            v_proj_weight=v.weight,
+        )  # fmt: skip
+        return self.tap("q_proj", found)
+
+
+def test_the_weight_of_attention_by_function_is_that_of_its_queries():
+    site = check(PoolsByAttention(), batch(5, 3, 8))["q_proj"]
+    assert (site.kind, site.parameter, site.fan_in) == ("attention", "q_proj.weight", 8)
+
+
+class Hypernetwork(Tapped):
+    """A layer whose weights another network makes of a code that it has learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(1, 6))
+        self.hidden, self.norm, self.make = nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 12)
+
+    def forward(self, x):
+        h = self.tap("hidden.relu", torch.relu(self.tap("hidden", self.hidden(self.code))))
+        weight = self.tap("make", self.make(self.tap("norm", self.norm(h)))).view(3, 4)
+        return self.tap("linear", F.linear(x, weight))
+
+
+def test_what_makes_weights_is_seen_with_its_activations_and_norms():
+    traced = check(Hypernetwork(), batch(5, 4))
+    assert traced["make"].reads == ("norm",)
+    assert traced["norm"].reads == ("hidden.relu",)
+    assert traced["linear"].reads == ("input", "make")
+
+
+class SideBySide(Tapped):
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(2, 16, 8))
+
+    def forward(self, x):
+        ends = torch.tensor([3, 8], dtype=torch.int32)
+        return self.tap("experts", F.grouped_mm(x, self.experts.transpose(1, 2), offs=ends))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+def test_experts_in_one_grouped_product_are_a_layer():
+    site = check(SideBySide(), batch(8, 8))["experts"]
+    assert (site.parameter, site.fan_in, site.fan_out) == ("experts", 8, 16)
+
+
 class Chunked(Tapped):
     def __init__(self):
         super().__init__()

@@ -268,10 +268,6 @@ class Flow:
         others = (s for s in self.sources(user) if s.name != source.name)
         return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
 
-    def between(self, first: Site, last: Site) -> tuple[Site, ...]:
-        """The sites executed after the first and before the last."""
-        return self.sites[self._at[first.name] + 1 : self._at[last.name]]
-
     @cached_property
     def reads_input(self) -> dict[str, bool]:
         """By name, whether a site is computed from an input: embedded positions are not."""

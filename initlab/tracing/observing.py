@@ -104,13 +104,17 @@ class Record:
 
 
 class _Origin(NamedTuple):
-    """Where a tensor comes from, and in which of its dimensions, from the last, its units lie."""
+    """Where a tensor comes from, and in which of its dimensions, from the last, its units lie.
+
+    ``beside`` are further sites that it was computed from: of a product, those of the other factor.
+    """
 
     tensor: weakref.ref[Tensor]
     record: Record | None
     dependent: bool
     parameter: Tensor | None
     unit_axis: int = -1
+    beside: tuple[Record, ...] = ()
 
 
 _OUT_OF_SIGHT = _Origin(weakref.ref(torch.empty(0)), None, True, None)
@@ -171,7 +175,7 @@ class Observer(TorchFunctionMode):
         self._thread = get_ident()
         self._handlers = {
             kind: getattr(self, f"_see_{kind}")
-            for kind in ("affine", "activation", "norm", "add", "recurrent", "attention")
+            for kind in ("affine", "activation", "norm", "add", "recurrent", "attention", "other")
         }
         self._owners: dict[int, list[tuple[str, str]]] = {}
         self._parameters: dict[int, Tensor] = {}
@@ -250,8 +254,7 @@ class Observer(TorchFunctionMode):
         elif frame.role == "activation":
             self._opaque_activation(frame, module, args, tensor)
         else:
-            origin = self._origin(tensor)
-            if origin is not None and origin.dependent:
+            if _is_computed(self._origin(tensor)):
                 title = getattr(module, "original_name", type(module).__name__)
                 kind: Kind = "norm" if _LOOKS_NORM.search(title) else "other"
                 operation = Operation(kind, title)
@@ -314,7 +317,7 @@ class Observer(TorchFunctionMode):
     def _see_activation(self, operation: Operation, func: Any, call: Call) -> Any:
         z = next(tensors_in(call), None)
         origin = None if z is None else self._origin(z)
-        named = None if origin is None or not origin.dependent else activation_of(operation, call)
+        named = activation_of(operation, call) if _is_computed(origin) else None
         if z is None or named is None or not z.is_floating_point():
             self._announce_write(func, call)
             result = func(*call[0], **call[1])
@@ -330,10 +333,7 @@ class Observer(TorchFunctionMode):
         result = func(*call[0], **call[1])
         if not isinstance(result, Tensor):
             return result
-        path = self._lent_name()
-        if path is None:
-            reads = origin.record.name if origin.record else self._frames[-1].path
-            path = f"{reads}.{name}" if reads else name
+        path = self._lent_name() or self._read_name(origin, name)
         self._complete(record, result, path, call)
         return result
 
@@ -360,18 +360,33 @@ class Observer(TorchFunctionMode):
         return result
 
     def _see_recurrent(self, operation: Operation, func: Any, call: Call) -> Any:
-        result = func(*call[0], **call[1])
-        tensor = next(tensors_in(result), None)
         matrices = [
-            (weight, origin.parameter)
+            weight
             for weight in tensors_in(call)
             if weight.ndim > 1
             and (origin := self._origin(weight)) is not None
             and origin.parameter is not None
         ]
+        weight = matrices[min(1, len(matrices) - 1)] if matrices else None
+        return self._see_all_results(operation, func, call, weight)
+
+    def _see_attention(self, operation: Operation, func: Any, call: Call) -> Any:
+        weight = None
+        if operation.fans:
+            weight = argument(call, 5, "in_proj_weight")
+            weight = call[1].get("q_proj_weight") if weight is None else weight
+        return self._see_all_results(operation, func, call, weight)
+
+    def _see_all_results(
+        self, operation: Operation, func: Any, call: Call, weight: Tensor | None
+    ) -> Any:
+        """One site for a function whose further results (states, attention weights) belong to it."""
+        result = func(*call[0], **call[1])
+        tensor = next(tensors_in(result), None)
         if tensor is None:
             return result
-        weight, parameter = matrices[min(1, len(matrices) - 1)] if matrices else (None, None)
+        origin = None if weight is None else self._origin(weight)
+        parameter = origin.parameter if origin else None
         name, module = self._weight_name(operation, parameter)
         record = self._add(tensor, operation, name, call, module=module)
         self._follow(call, result, record=record)
@@ -381,12 +396,10 @@ class Observer(TorchFunctionMode):
                 record.fan_in, record.fan_out = (_whole(f) for f in operation.fans(weight, call))
         return result
 
-    _see_attention = _see_recurrent
-
     def _see_norm(self, operation: Operation, func: Any, call: Call) -> Any:
         result = func(*call[0], **call[1])
         origin = self._call_origin(call)
-        if origin is None or not origin.dependent or not _is_signal(result):
+        if not _is_computed(origin) or not _is_signal(result):
             self._follow(call, result)
             return result
         scale = call[1].get("weight")
@@ -394,6 +407,21 @@ class Observer(TorchFunctionMode):
         name, module = self._weight_name(operation, held.parameter if held else None)
         self._add(result, operation, name, call, module=module)
         return result
+
+    def _see_other(self, operation: Operation, func: Any, call: Call) -> Any:
+        result = func(*call[0], **call[1])
+        origin = self._call_origin(call)
+        if not _is_computed(origin) or not _is_signal(result):
+            self._follow(call, result)
+            return result
+        path = self._lent_name() or self._read_name(origin, operation.name)
+        self._add(result, operation, path, call, module=self._frames[-1].path)
+        return result
+
+    def _read_name(self, origin: _Origin | None, name: str) -> str:
+        """The name of a site without a module of its own: after what it reads."""
+        reads = origin.record.name if origin and origin.record else self._frames[-1].path
+        return f"{reads}.{name}" if reads else name
 
     def _see_add(self, operation: Operation, func: Any, call: Call) -> Any:
         is_residual = self._is_residual(call[0])
@@ -476,9 +504,8 @@ class Observer(TorchFunctionMode):
         reads: list[str] = []
         for source in self._sources(call):
             dependent = dependent or source.dependent
-            if source.record is not None and source.record.name not in reads:
-                reads.append(source.record.name)
-        record.reads = tuple(reads)
+            reads += [each.name for each in _records(source)]
+        record.reads = tuple(dict.fromkeys(reads))
         record.name = self._unique(name, record)
         record.shape = _shape(tensor)
         self._sites().append(record)
@@ -680,11 +707,12 @@ class Observer(TorchFunctionMode):
         dependent: bool,
         parameter: Tensor | None,
         unit_axis: int | None = None,
+        beside: tuple[Record, ...] = (),
     ) -> None:
         if unit_axis is None:
             unit_axis = record.unit_axis if record is not None else -1
         self._origins[id(tensor)] = _Origin(
-            weakref.ref(tensor), record, dependent, parameter, unit_axis
+            weakref.ref(tensor), record, dependent, parameter, unit_axis, beside
         )
 
     def _seen(self, tensor: Tensor) -> _Origin | None:
@@ -719,14 +747,8 @@ class Observer(TorchFunctionMode):
         return found
 
     def _call_origin(self, call: Call) -> _Origin | None:
-        """The origin of a result: that of the first argument that was computed from the input, else
-        that of an input, else that of the first that comes from a parameter."""
-        sources = self._sources(call)
-        dependent = [origin for origin in sources if origin.dependent]
-        for origin in dependent:
-            if origin.record is not None and origin.record.kind != "input":
-                return origin
-        return next(iter(dependent or sources), None)
+        """The origin of a result, as far as it is that of one of its arguments."""
+        return _main(self._sources(call))
 
     def _follow(
         self, call: Call, result: Any, func: Any = None, record: Record | None = None
@@ -740,14 +762,27 @@ class Observer(TorchFunctionMode):
             results = (call[0][0],)
         else:
             return
-        origin = self._call_origin(call) if results else None
+        sources = self._sources(call) if results else []
+        origin = _main(sources)
         if origin is None:
             return
+        beside = origin.beside
+        if record is not None:
+            beside = ()
+        elif len(sources) > 1:
+            found = {id(each): each for source in sources for each in _records(source)}
+            found.pop(id(origin.record), None)
+            beside = tuple(found.values())
         for tensor in results:
             if self._parameters.get(id(tensor)) is not tensor:
                 axis = _unit_axis(origin, tensor) if record is None else record.unit_axis
                 self._remember(
-                    tensor, record or origin.record, origin.dependent, origin.parameter, axis
+                    tensor,
+                    record or origin.record,
+                    origin.dependent,
+                    origin.parameter,
+                    axis,
+                    beside,
                 )
 
     # ------------------------------------------------------------ the backward pass
@@ -818,6 +853,27 @@ def _recognize(z: Tensor | None, output: Tensor) -> Activation | None:
             if phi.name != "identity" and torch.allclose(phi(some), found, rtol=1e-4, atol=1e-6):
                 return phi
     return None
+
+
+def _main(sources: list[_Origin]) -> _Origin | None:
+    """Of the origins of all arguments the first that was computed from the input, else that of an
+    input, else the first that comes from a parameter."""
+    dependent = [origin for origin in sources if origin.dependent]
+    for origin in dependent:
+        if origin.record is not None and origin.record.kind != "input":
+            return origin
+    return next(iter(dependent or sources), None)
+
+
+def _is_computed(origin: _Origin | None) -> bool:
+    """Whether a tensor was computed from the input or from another site, and is no more a parameter
+    in another shape: a hypernetwork reads embeddings of its own."""
+    return origin is not None and (origin.dependent or origin.record is not None)
+
+
+def _records(origin: _Origin) -> tuple[Record, ...]:
+    """All sites that a tensor was computed from."""
+    return origin.beside if origin.record is None else (origin.record, *origin.beside)
 
 
 def _unit_axis(origin: _Origin, result: Tensor) -> int:
