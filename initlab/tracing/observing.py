@@ -380,7 +380,7 @@ class Observer(TorchFunctionMode):
     def _see_all_results(
         self, operation: Operation, func: Any, call: Call, weight: Tensor | None
     ) -> Any:
-        """One site for a function whose further results (states, attention weights) belong to it."""
+        """One site for a function, of which its further results (states) are a part."""
         result = func(*call[0], **call[1])
         tensor = next(tensors_in(result), None)
         if tensor is None:
