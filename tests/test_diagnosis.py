@@ -113,6 +113,13 @@ def test_rezero_scalars_close_branches_without_an_alarm():
     assert diagnose(trace(ReZero(), features(), target=classes())).healthy
 
 
+def test_the_scale_of_what_reads_a_softmax_is_said_not_to_be_checked():
+    x = torch.randn(64, 32)
+    model = nn.Sequential(nn.Linear(32, 8), nn.Softmax(-1), nn.Dropout(), nn.Linear(8, 8))
+    assert "the scale of 3: no gain" in str(diagnose(trace(model, x)))
+    assert "no gain is right" not in str(diagnose(trace(ByHand(), alike())))
+
+
 def test_a_softmax_over_many_classes_is_no_vanishing_signal():
     model = nn.Sequential(nn.Linear(32, 5000), nn.Softmax(dim=-1))
     seen = trace(model, features())

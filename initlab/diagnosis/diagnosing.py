@@ -19,6 +19,7 @@ from initlab.diagnosis.faults_of_scale import (
 from initlab.diagnosis.faults_of_units import dead_units, rank_collapse, saturation, symmetry
 from initlab.diagnosis.findings import FAULTS, Diagnosis, Fault, Finding, figure
 from initlab.diagnosis.flow import LOST, WILD, Flow, is_clean, is_layer, is_normalized
+from initlab.diagnosis.openings import weighs
 from initlab.tracing import Site, Trace
 
 _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
@@ -183,6 +184,9 @@ def _not_checked(flow: Flow) -> Iterator[str]:
             f"the ω of sin(ω·z) at {', '.join(sines)}: no gradient shows it, and 1 is assumed; "
             "diagnose again once the layers are drawn."
         )
+    weighed = [s.name for s in flow.layers if all(weighs(flow, x) for x in flow.sources(s) or [s])]
+    if weighed:
+        yield f"the scale of {', '.join(weighed)}: no gain is right for what a softmax gives."
     opaque = [site.name for site in sites if site.note and not is_clean(site)]
     if opaque:
         yield f"{', '.join(opaque)}: not measured."
