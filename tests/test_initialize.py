@@ -226,6 +226,13 @@ def test_a_layer_that_a_batch_shows_to_read_a_softmax_is_warned_about_too():
     assert [str(w.message).split("'")[1] for w in caught] == ["first"]
 
 
+def test_a_model_made_in_inference_mode_is_refused_before_anything_is_drawn():
+    with torch.inference_mode():
+        model = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="'weight' was made under torch.inference_mode"):
+        init_(model, "kaiming_normal")
+
+
 def test_a_gain_for_all_leaves_alone_the_gain_that_an_override_sets_by_itself():
     leaky = scheme("kaiming_normal", a=0.5)
     model = nn.Sequential(nn.Linear(50, 8), nn.Linear(8, 8))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from initlab.activations import Elementwise, activation
 from initlab.tracing import Trace, trace
@@ -1040,6 +1041,16 @@ def test_a_trace_becomes_a_frame_and_a_table():
 # ---------------------------------------------------------------- bad input
 
 
+def made_in_inference() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(6, 2)
+
+
+class Scalar(nn.Module):
+    def forward(self, x):
+        return x.square().mean()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -1047,6 +1058,14 @@ def test_a_trace_becomes_a_frame_and_a_table():
         (lambda m, x: trace(lambda y: y, x), TypeError, "nn.Module"),
         (lambda m, x: trace(m), ValueError, "no inputs"),
         (lambda m, x: trace(m, "text"), ValueError, "no tensor"),
+        (lambda m, x: trace(m, x.numpy()), ValueError, r"\(ndarray\).*torch.as_tensor"),
+        (lambda m, x: trace(m, DataLoader(x)), TypeError, "is a DataLoader: pass one batch"),
+        (lambda m, x: trace(m, iter(DataLoader(x))), TypeError, "pass one batch"),
+        (lambda m, x: trace(m, TensorDataset(x)), TypeError, "is a TensorDataset: pass one batch"),
+        (lambda m, x: trace(made_in_inference(), x), ValueError, "build the model outside"),
+        (lambda m, x: trace(m, x, target=x, loss_fn=nn.MSELoss), TypeError, r"nn.CrossEntropyLoss"),
+        (lambda m, x: trace(m, x, target=x, loss_fn="mse"), TypeError, "loss_fn='mse' must be"),
+        (lambda m, x: trace(Scalar(), x, target=x), ValueError, "a loss already: leave target out"),
         (lambda m, x: trace(m, x[:0]), ValueError, "input has 0 samples along batch_dim 0"),
         (lambda m, x: trace(m, x, batch_dim=2), ValueError, "batch_dim=2"),
         (lambda m, x: trace(m, x, statistics="momens"), ValueError, "did you mean 'moments'"),
@@ -1208,6 +1227,54 @@ def test_an_exception_says_how_far_the_trace_had_come():
     with pytest.raises(RuntimeError, match="midway") as raised:
         trace(Failing("forward"), batch(5, 2, 8))
     assert "after site 'drop'" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "note"),
+    [
+        (lambda m, x: trace(m, (x, x)), "the batch is one tuple of 2"),
+        (lambda m, x: trace(m.half(), x), "input is of torch.float32, the parameters are of"),
+        (lambda m, x: trace(m, x.long()), "input is of torch.int64, the parameters are of"),
+    ],
+)
+def test_an_exception_says_what_may_be_wrong_with_the_batch(call, note):
+    with pytest.raises((TypeError, RuntimeError, ValueError)) as raised:
+        call(nn.Linear(6, 2), batch(4, 6))
+    assert note in "".join(getattr(raised.value, "__notes__", []))
+
+
+def test_an_exception_of_the_loss_says_what_it_was_given():
+    with pytest.raises(ZeroDivisionError) as raised:
+        trace(nn.Linear(6, 2), batch(4, 6), target=[1, 2], loss_fn=lambda o, t: 1 / 0)
+    (note,) = raised.value.__notes__
+    assert "a float32 tensor of shape (4, 2) and a list of 2" in note
+
+
+def test_a_model_made_in_inference_mode_is_traced_forward():
+    traced = trace(made_in_inference(), batch(4, 6), backward=False)
+    assert traced["output"].forward.second_moment > 0
+
+
+def test_training_goes_on_after_a_trace_as_if_there_had_been_none():
+    def train(look) -> dict:
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(),
+            nn.Linear(144, 3),
+        )  # fmt: skip
+        images, classes = torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), classes).backward()
+            look(model, images, classes)
+            optimizer.step()
+            look(model, images, classes)
+        return model.state_dict()
+
+    alone = train(lambda *_: None)
+    traced = train(lambda model, x, y: trace(model, x, target=y, geometry=True, histogram=True))
+    assert all(torch.equal(alone[name], traced[name]) for name in alone)
 
 
 def test_the_models_own_backward_reaches_no_gradient_of_ours():

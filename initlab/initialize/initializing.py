@@ -197,6 +197,12 @@ def _check_model(model: Any) -> None:
                 f"parameter {name!r} is on the meta device and has no memory to fill; "
                 "model.to_empty(device=…) gives it some"
             )
+        is_lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+        if not is_lazy and parameter.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made under torch.inference_mode() and cannot be written "
+                "to: build the model outside of it"
+            )
 
 
 def _check_lazy(slots: Sequence[Slot]) -> None:
