@@ -153,6 +153,49 @@ def test_a_head_of_zeros_explains_the_missing_gradients_below():
     assert "leave it if it is meant" in cause.remedy
 
 
+def test_a_small_head_is_safe_to_leave_and_hides_no_fault_below():
+    """As of BEiT, whose classifier is N(0, 0.02²) times 0.001."""
+    model, x = he_mlp(6), features()
+    with torch.no_grad():
+        model[-1].weight.mul_(1e-4)
+        model[-1].bias.zero_()
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert diagnosis.healthy
+    assert "hold the gradient back until the first steps" in str(diagnosis)
+    with torch.no_grad():
+        for layer in (model[4], model[6]):
+            layer.weight.mul_(1e-5)
+    assert not diagnose(trace(model, x, target=classes())).healthy
+
+
+class SqueezeInClosedBranch(nn.Module):
+    """As of a normalizer-free network: the branch begins at 0, and a gate reads its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 16, 3, padding=1), nn.Parameter(torch.zeros(()))
+        self.end = nn.Conv2d(16, 16, 3, padding=1)
+        nn.init.zeros_(self.end.weight)
+        nn.init.zeros_(self.end.bias)
+        self.fc1, self.fc2, self.head = nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 10)
+        nn.init.zeros_(self.fc1.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        h = self.end(F.gelu(x))
+        gate = self.fc2(F.relu(self.fc1(h.mean((2, 3))))).sigmoid()
+        return self.head((x + 2 * gate[:, :, None, None] * h).mean((2, 3)))
+
+
+def test_units_that_wait_for_a_closed_branch_are_not_dead():
+    x = torch.randn(32, 3, 8, 8)
+    model = SqueezeInClosedBranch()
+    assert diagnose(trace(model, x, target=classes())).healthy
+    nn.init.normal_(model.end.weight, std=0.1)
+    nn.init.constant_(model.fc1.bias, -50.0)
+    assert "dead_units" in diagnose(trace(model, x, target=classes())).faults
+
+
 def test_an_explosion_explains_the_overflow_and_the_loss_that_follow():
     model = he_mlp(60)
     for layer in model[::2]:

@@ -152,6 +152,11 @@ def _notes(flow: Flow) -> Iterator[str]:
                     f"{norm.op} {norm.name!r} hides that {source.name} has a mean square of "
                     f"{figure(source.forward.second_moment)}."
                 )
+    if flow.small_head is not None:
+        yield (
+            f"{flow.small_head.name}: weights this small hold the gradient back until the first "
+            "steps have made them larger."
+        )
     if flow.starts_closed:
         names = ", ".join(site.name for site in flow.starts_closed)
         yield f"{names}: zeros that close a residual branch open with the first steps."

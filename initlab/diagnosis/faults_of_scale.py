@@ -314,7 +314,7 @@ def vanishing_activations(flow: Flow) -> Iterator[Finding]:
             )  # fmt: skip
         if site.kind not in SIGNALS or kept[site.name] or not is_clean(site):
             continue
-        if not _fades(flow, site, LOST) or flow.is_zero_head(site):
+        if not _fades(flow, site, LOST) or flow.is_zero_head(site) or site is flow.small_head:
             continue
         onset = _onset(
             flow, site, lambda s: is_clean(s) and _fades(flow, s, 1 / DRIFT), partial(_signal, flow)

@@ -313,6 +313,16 @@ class Flow:
         return layer is self.head and moving and zero
 
     @cached_property
+    def small_head(self) -> Site | None:
+        """A last layer whose weights alone are below ``SMALL``, but not 0: its logits are near 0,
+        as they should be, and its own gradient makes it larger before the others need theirs."""
+        small = [
+            s for s in self.layers if 0 < (weight_gain(s) or 0) < SMALL * self.draw(s).gain ** 2
+        ]
+        moves = self.head is not None and (total(self.head.weight_grad) or 0) > 0
+        return self.head if moves and small == [self.head] else None
+
+    @cached_property
     def starts_closed(self) -> list[Site]:
         """Layers and norms that are 0 so that their residual branch starts closed, and a last layer
         of zeros beside them, as in Fixup: all of it meant."""

@@ -54,9 +54,9 @@ def _share(flow: Flow, site: Site, user: Site) -> float:
         return _measured(site, user)
     if user.kind != "affine" or not is_layer(user):
         return 1.0
-    passes = _passes(user)
-    by_weights = passes if passes >= SMALL else 1.0
-    return by_weights * (min(_measured(site, user) / passes, 1.0) if operands and passes else 1.0)
+    passed = passes(user)
+    by_weights = passed if passed >= SMALL else 1.0
+    return by_weights * (min(_measured(site, user) / passed, 1.0) if operands and passed else 1.0)
 
 
 def _measured(site: Site, user: Site) -> float:
@@ -66,7 +66,7 @@ def _measured(site: Site, user: Site) -> float:
     return min(own / summed, 1.0)
 
 
-def _passes(layer: Site) -> float:
+def passes(layer: Site) -> float:
     """fan_out·E W²: the factor by which a layer's weights multiply a sum of squared gradients."""
     if layer.weight is None or layer.fan_out is None:
         return 1.0
