@@ -196,6 +196,17 @@ def test_units_that_wait_for_a_closed_branch_are_not_dead():
     assert "dead_units" in diagnose(trace(model, x, target=classes())).faults
 
 
+def test_all_normalizations_with_a_scale_of_0_are_reset_at_once():
+    layers = [(nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU()) for _ in range(3)]
+    model, x = nn.Sequential(*(each for three in layers for each in three)), features()
+    for norm, *_ in layers:
+        nn.init.zeros_(norm.weight)
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert diagnosis.findings[0].where == "0"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
+
+
 def test_an_explosion_explains_the_overflow_and_the_loss_that_follow():
     model = he_mlp(60)
     for layer in model[::2]:
@@ -746,6 +757,14 @@ def test_a_recurrence_whose_weights_are_large_is_drawn_together_with_the_last_la
     assert 'model.get_submodule("decoder").reset_parameters()' in diagnosis.code
     exec(diagnosis.code, {"model": model})
     assert diagnose(trace(model, tokens, target=tokens)).healthy
+
+
+def test_a_siren_of_zeros_is_redrawn_at_once_with_the_omega_that_one_sine_shows():
+    model, x = Siren(), torch.rand(64, 2) * 2 - 1
+    for layer in model.layers:
+        nn.init.zeros_(layer.weight)
+    exec(diagnose(trace(model, x)).code, {"model": model})
+    assert diagnose(trace(model, x)).healthy
 
 
 @pytest.mark.parametrize(("factor", "fault"), [

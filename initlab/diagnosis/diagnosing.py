@@ -186,8 +186,8 @@ def _not_checked(flow: Flow) -> Iterator[str]:
     sines = [s.name for s in sites if s.op == "sin" and _hides_its_frequency(flow, s)]
     if sines:
         yield (
-            f"the ω of sin(ω·z) at {', '.join(sines)}: no gradient shows it, and 1 is assumed; "
-            "diagnose again once the layers are drawn."
+            f"the ω of sin(ω·z) at {', '.join(sines)}: no gradient shows it, and that of other "
+            "sines, else 1, is assumed; diagnose again once the layers are drawn."
         )
     weighed = [s.name for s in flow.layers if all(weighs(flow, x) for x in flow.sources(s) or [s])]
     if weighed:
@@ -199,4 +199,4 @@ def _not_checked(flow: Flow) -> Iterator[str]:
 
 def _hides_its_frequency(flow: Flow, sine: Site) -> bool:
     sources = flow.sources(sine)
-    return len(sources) == 1 and is_layer(sources[0]) and flow.omega(sources[0]) is None
+    return len(sources) == 1 and is_layer(sources[0]) and sources[0].name not in flow.seen_omegas

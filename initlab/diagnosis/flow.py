@@ -352,16 +352,21 @@ class Flow:
         """The ω of the sin(ω·z) that reads this layer; None where there is none, or none is seen.
 
         To two digits, of the mean over all sines that agree within ``OFF``, as sampling allows.
+        Where no gradient shows it, that of the others, if they all agree.
         """
-        own = self._omegas.get(layer.name)
+        seen = self.seen_omegas
+        own = seen.get(layer.name)
+        if own is None and seen and [user.op for user in self.users(layer)] == ["sin"]:
+            least, most = min(seen.values()), max(seen.values())
+            own = least if most < OFF * least else None
         if own is None:
             return None
-        logs = [math.log(each) for each in self._omegas.values()]
+        logs = [math.log(each) for each in seen.values()]
         alike = [each for each in logs if abs(each - math.log(own)) < math.log(OFF)]
         return float(f"{math.exp(sum(alike) / len(alike)):.2g}")
 
     @cached_property
-    def _omegas(self) -> dict[str, float]:
+    def seen_omegas(self) -> dict[str, float]:
         """By the names of the layers that sines read. The factor itself is not seen, but what it
         does to the gradient is: ω² times the mean of cos², which is one minus that of sin²."""
         found: dict[str, float] = {}
