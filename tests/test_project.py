@@ -36,7 +36,6 @@ FLOORS = [
     {"initialize", "prediction", "diagnosis"},
     {"weights", "scripts"},
     {"experiment"},
-    {"training", "sweeping"},
     {"live", "plots", "lessons"},
     {"explorers"},
     {"__init__"},
@@ -45,7 +44,8 @@ ROOMS = {
     "theory": [{"mean_field", "finite_width"}],
     "tracing": [
         {"measuring", "operations", "preserving", "checkpoints"},
-        {"units"},
+        {"units", "records"},
+        {"origins", "gradients"},
         {"observing", "sites"},
         {"running"},
     ],

@@ -707,6 +707,12 @@ def test_a_view_that_is_overwritten_says_that_its_gradient_is_not_measured():
     assert "written to in place" in traced["1"].note
 
 
+def test_a_view_that_is_the_output_keeps_its_gradient():
+    traced = trace(nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten()), batch(5, 2, 6))
+    assert traced["1"].note is None
+    assert traced["1"].backward == traced["output"].backward
+
+
 class OverwritesItsInput(nn.Module):
     def __init__(self):
         super().__init__()

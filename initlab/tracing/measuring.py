@@ -77,7 +77,7 @@ class Histogram:
 Made = TypeVar("Made")
 
 
-def quick(kind: type[Made], /, **fields: Any) -> Made:
+def quick(kind: type[Made], fields: dict[str, Any]) -> Made:
     """A frozen dataclass from all its fields; its own constructor takes three times as long."""
     made = object.__new__(kind)
     made.__dict__.update(fields)
@@ -139,6 +139,7 @@ class Meter:
         self._jobs: list[_Job] = []
         self._sums: list[Sequence[float]] = []
         self._pending: list[tuple[Tensor, list[_Job]]] = []
+        self._moments: list[tuple[Receive, int, float, float]] = []
         self._space = _Space()
         self._of_weights = _Wish(False, not moments_only, False)
         self._of_gradients = _Wish(not moments_only, not moments_only, False)
@@ -147,13 +148,13 @@ class Meter:
     def add(self, tensor: Tensor, batch_axis: int | None, zeros: bool, receive: Receive) -> None:
         """Measure a tensor; ``batch_axis`` None means that it has no samples (a weight)."""
         numel = tensor.numel()
+        short = self._moments_only and _MEDIUM <= numel <= PIECE
+        if short and self._add_moments(tensor, numel, receive):
+            return
         if numel == 0:
             receive(Stats(_NAN, _NAN, _NAN, None, None, None, 0, 0), None)
             return
         tensor = within_reach(tensor)
-        short = self._moments_only and _MEDIUM <= numel <= PIECE
-        if short and self._add_moments(tensor, numel, receive):
-            return
         wish = self._of_signals if zeros else self._of_gradients
         if batch_axis is None:
             wish = wish._replace(across=False) if zeros else self._of_weights
@@ -173,15 +174,14 @@ class Meter:
 
         It is what ``_measure_one`` does with the same tensor, less all that it asks on the way.
         """
-        if tensor.dtype != torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
+        if tensor.dtype is not torch.float32 or not (tensor.is_cpu and tensor.is_contiguous()):
             return False
         flat = tensor.view(-1)
-        total, squares = flat.sum().item(), torch.dot(flat, flat).item()
+        total, squares = flat.sum().item(), flat.dot(flat).item()
         second = squares / numel
         if not (_LEAST < second < _MOST and second - (total / numel) ** 2 >= _SHARE * second):
             return False
-        self._jobs.append(_Job(receive, 1, numel, self._of_weights))
-        self._sums.append((total, squares, 0.0, 0.0, 0.0, 0.0, 0.0))
+        self._moments.append((receive, numel, total, squares))
         return True
 
     def finish(self) -> None:
@@ -195,7 +195,9 @@ class Meter:
             self._pending.clear()
         if self._jobs:
             _deliver(self._jobs, np.array(self._sums), self._moments_only)
-        self._jobs, self._sums = [], []
+        for receive, numel, total, squares in self._moments:
+            receive(_of_two_sums(numel, total, squares), None)
+        self._jobs, self._sums, self._moments = [], [], []
 
     def _flush(self, block: Block, batch_axis: int | None, wish: _Wish) -> None:
         if not block.jobs:
@@ -290,7 +292,7 @@ def within_reach(tensor: Tensor) -> Tensor:
 
 def _deliver(jobs: list[_Job], sums: np.ndarray, moments_only: bool) -> None:
     """Turn seven sums of each tensor into its statistics, of all tensors at once."""
-    total, squares, columns, rows, abs_max, zeros, nonfinite = sums.T
+    total, squares, of_columns, of_rows, abs_max, zeros, nonfinite = sums.T
     samples = np.array([job.samples for job in jobs])
     elements = np.array([job.elements for job in jobs])
     numel = samples * elements
@@ -298,26 +300,41 @@ def _deliver(jobs: list[_Job], sums: np.ndarray, moments_only: bool) -> None:
         mean, second = total / numel, squares / numel
         var = np.maximum(second - mean * mean, 0.0)
         of_one = 0.0 * second  # what does not vary has no variance
-        across_samples = np.where(samples > 1, np.maximum(second - columns, 0.0), of_one)
-        across_units = np.where(elements > 1, np.maximum(second - rows, 0.0), of_one)
+        across_samples = np.where(samples > 1, np.maximum(second - of_columns, 0.0), of_one)
+        across_units = np.where(elements > 1, np.maximum(second - of_rows, 0.0), of_one)
     fractions = zeros / numel
-    fields = [mean, var, second, across_samples, across_units, abs_max, fractions]
-    fields += [nonfinite.astype(int), numel]
-    table = zip(*(values.tolist() for values in fields), strict=True)
+    columns = [mean, var, second, across_samples, across_units, abs_max, fractions]
+    columns += [nonfinite.astype(int), numel]
+    table = zip(*(values.tolist() for values in columns), strict=True)
     for job, row in zip(jobs, table, strict=True):
         across = job.wish.across
-        stats = quick(
-            Stats,
-            mean=row[0],
-            var=row[1],
-            second_moment=row[2],
-            across_samples_var=row[3] if across else None,
-            across_units_var=row[4] if across else None,
-            abs_max=None if moments_only else row[5],
-            nonfinite=row[7],
-            numel=row[8],
-        )
-        job.receive(stats, row[6] if job.wish.zeros else None)
+        fields = {
+            "mean": row[0],
+            "var": row[1],
+            "second_moment": row[2],
+            "across_samples_var": row[3] if across else None,
+            "across_units_var": row[4] if across else None,
+            "abs_max": None if moments_only else row[5],
+            "nonfinite": row[7],
+            "numel": row[8],
+        }
+        job.receive(quick(Stats, fields), row[6] if job.wish.zeros else None)
+
+
+def _of_two_sums(numel: int, total: float, squares: float) -> Stats:
+    """The statistics of finite elements, where their sum and that of their squares are known."""
+    mean, second = total / numel, squares / numel
+    fields = {
+        "mean": mean,
+        "var": second - mean * mean,
+        "second_moment": second,
+        "across_samples_var": None,
+        "across_units_var": None,
+        "abs_max": None,
+        "nonfinite": 0,
+        "numel": numel,
+    }
+    return quick(Stats, fields)
 
 
 def _samples_first(tensor: Tensor, batch_axis: int | None) -> Tensor:

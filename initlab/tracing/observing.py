@@ -1,22 +1,19 @@
 """Watch one forward pass, and the gradients of what was seen in it.
 
 A TorchFunctionMode sees every torch function, whether a module calls it or not; hooks on the
-modules only say which module is at work. Every tensor that passes is remembered by where it comes
-from (``_Origin``): the site it was last seen at, whether it depends on the input, and which
-parameter it is or was computed from. Nothing keeps a tensor alive.
+modules only say which module is at work.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.modules.module as module_hooks
@@ -25,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from initlab.activations import ACTIVATIONS, Activation, Elementwise
 from initlab.tracing.checkpoints import Checkpoints, accumulate
+from initlab.tracing.gradients import Gradients
 from initlab.tracing.measuring import (
-    Histogram,
     Meter,
     Stats,
     geometry,
@@ -44,7 +41,9 @@ from initlab.tracing.operations import (
     argument,
     tensors_in,
 )
-from initlab.tracing.preserving import Preserved, is_wrapped
+from initlab.tracing.origins import Origin, Origins, is_computed, main_source, unit_axis
+from initlab.tracing.preserving import Preserved
+from initlab.tracing.records import Record
 from initlab.tracing.units import UnitMeter
 
 RESERVED = ("input", "output")
@@ -52,72 +51,6 @@ _OWN_WEIGHT = re.compile(r"^(weight|[qkv]_proj_weight|in_proj_weight)")
 _LOOKS_ELEMENTWISE = re.compile(r"(relu|elu|gelu|silu|swish|mish|snake|activation)\d?$", re.I)
 _LOOKS_NORM = re.compile(r"norm", re.I)
 _WRITES = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
-
-
-class Record:
-    """A site while it is being measured; what it has in common with ``Site`` has the same name.
-
-    What is not found out is not set on the instance: ``vars`` gives what is.
-    """
-
-    name: str = ""
-    shape: tuple[int, ...] = ()
-    reads: tuple[str, ...] = ()
-    forward: Stats | None = None
-    backward: Stats | None = None
-    zero_fraction: float | None = None
-    dead_fraction: float | None = None
-    saturated_fraction: float | None = None
-    parameter: str | None = None
-    weight: Stats | None = None
-    weight_grad: Stats | None = None
-    weight_shape: tuple[int, ...] | None = None
-    fan_in: float | None = None
-    fan_out: float | None = None
-    histogram: Histogram | None = None
-    cosine: float | None = None
-    effective_rank: float | None = None
-    note: str | None = None
-    arguments: tuple[float, ...] = ()
-
-    def __init__(self, kind: Kind, op: str, module: str, depth: int) -> None:
-        self.kind: Kind = kind
-        self.op = op
-        self.module = module
-        self.depth = depth
-        self.unit_axis = -1
-
-    def receive_forward(self, stats: Stats, zeros: float | None) -> None:
-        self.forward, self.zero_fraction = stats, zeros
-
-    def receive_backward(self, stats: Stats, zeros: float | None) -> None:
-        self.backward = stats
-
-    def receive_weight(self, stats: Stats, zeros: float | None) -> None:
-        self.weight = stats
-
-    def receive_weight_grad(self, stats: Stats, zeros: float | None) -> None:
-        self.weight_grad = stats
-
-    def receive_units(self, dead: float, saturated: float | None) -> None:
-        self.dead_fraction, self.saturated_fraction = dead, saturated
-
-
-class _Origin(NamedTuple):
-    """Where a tensor comes from, and in which of its dimensions, from the last, its units lie.
-
-    ``beside`` are further sites that it was computed from: of a product, those of the other factor.
-    """
-
-    tensor: weakref.ref[Tensor]
-    record: Record | None
-    dependent: bool
-    parameter: Tensor | None
-    unit_axis: int = -1
-    beside: tuple[Record, ...] = ()
-
-
-_OUT_OF_SIGHT = _Origin(weakref.ref(torch.empty(0)), None, True, None)
 
 
 class _Frame:
@@ -164,21 +97,15 @@ class Observer(TorchFunctionMode):
         self._depth = 0
         self._muted = 0
         self._names: dict[str, int] = {}
-        self._origins: dict[int, _Origin] = {}
+        self._origins = Origins()
+        self._gradients = Gradients()
         self._writes: dict[Any, bool] = {}
         self._frames = [_Frame("", None, "plain", 0)]
         self._handles: list[Any] = []
         self._users: dict[int, list[Record]] = {}
-        self._views: dict[int, list[tuple[weakref.ref[Tensor], Record]]] = {}
-        self._lost: list[Record] = []
         self._known: dict[int, tuple[nn.Module, str, str]] = {}
         self._thread = get_ident()
-        self._handlers = {
-            kind: getattr(self, f"_see_{kind}")
-            for kind in ("affine", "activation", "norm", "add", "recurrent", "attention", "other")
-        }
         self._owners: dict[int, list[tuple[str, str]]] = {}
-        self._parameters: dict[int, Tensor] = {}
 
     # ------------------------------------------------------------ modules
 
@@ -188,13 +115,14 @@ class Observer(TorchFunctionMode):
         The hooks are torch's global ones, removed again below: nothing is put on a module.
         """
         for name, module in self._state.modules:
-            path = name.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
+            path = name
+            if "_orig_mod" in name:
+                path = name.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
             self._known[id(module)] = (module, path, _role(path, module))
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     self._owners.setdefault(id(parameter), []).append((path, leaf))
-                    self._parameters[id(parameter)] = parameter
-                    self._remember(parameter, None, False, parameter)
+                    self._origins.remember_parameter(parameter)
         self._handles = [
             module_hooks.register_module_forward_pre_hook(self._enter),
             module_hooks.register_module_forward_hook(self._leave, always_call=True),
@@ -244,8 +172,8 @@ class Observer(TorchFunctionMode):
         tensor = next(tensors_in(output), None)
         if tensor is None or not _is_signal(tensor):
             return
-        if self._seen(tensor) is None:  # the module hid how its output came about
-            self._follow((args, {}), output)
+        if self._origins.seen(tensor) is None:  # the module hid how its output came about
+            self._origins.follow((args, {}), output)
         if frame.role == "attention":
             weight = next((p for p in module.parameters(recurse=False) if p.ndim > 1), None)
             operation = Operation("attention", "multi_head_attention")
@@ -254,7 +182,7 @@ class Observer(TorchFunctionMode):
         elif frame.role == "activation":
             self._opaque_activation(frame, module, args, tensor)
         else:
-            if _is_computed(self._origin(tensor)):
+            if is_computed(self._origins.of(tensor)):
                 title = getattr(module, "original_name", type(module).__name__)
                 kind: Kind = "norm" if _LOOKS_NORM.search(title) else "other"
                 operation = Operation(kind, title)
@@ -296,11 +224,11 @@ class Observer(TorchFunctionMode):
             self._announce_write(func, call)
             call = _as_if_untracked(func, call)
             result = func(*call[0], **call[1])
-            self._follow(call, result, func)
+            self._origins.follow(call, result, func)
             return result
         if self.in_backward and not self.checkpoints.is_running_again():
             return func(*args, **call[1])
-        return self._handlers[operation.kind](operation, func, call)
+        return getattr(self, f"_see_{operation.kind}")(operation, func, call)
 
     def _announce_write(self, func: Any, call: Call) -> None:
         writes = self._writes.get(func)
@@ -311,17 +239,16 @@ class Observer(TorchFunctionMode):
         if writes or "out" in call[1]:
             for tensor in tensors_in(call):
                 self._state.before_write(tensor)
-                if self._views:
-                    self._lose_gradient(tensor)
+                self._gradients.lose(tensor)
 
     def _see_activation(self, operation: Operation, func: Any, call: Call) -> Any:
         z = next(tensors_in(call), None)
-        origin = None if z is None else self._origin(z)
-        named = activation_of(operation, call) if _is_computed(origin) else None
+        origin = None if z is None else self._origins.of(z)
+        named = activation_of(operation, call) if is_computed(origin) else None
         if z is None or named is None or not z.is_floating_point():
             self._announce_write(func, call)
             result = func(*call[0], **call[1])
-            self._follow(call, result)
+            self._origins.follow(call, result)
             return result
         assert origin is not None
         name, phi = named
@@ -334,7 +261,8 @@ class Observer(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         path = self._lent_name() or self._read_name(origin, name)
-        self._complete(record, result, path, call)
+        sources = self._origins.sources(call)
+        self._complete(record, result, path, sources, is_written=result is z)
         return result
 
     def _see_affine(self, operation: Operation, func: Any, call: Call) -> Any:
@@ -342,7 +270,7 @@ class Observer(TorchFunctionMode):
         if weight is None:
             self._announce_write(func, call)
             result = func(*call[0], **call[1])
-            self._follow(call, result)
+            self._origins.follow(call, result)
             return result
         if call[1].get("max_norm") is not None:
             self._state.before_write(weight)
@@ -364,7 +292,7 @@ class Observer(TorchFunctionMode):
             weight
             for weight in tensors_in(call)
             if weight.ndim > 1
-            and (origin := self._origin(weight)) is not None
+            and (origin := self._origins.of(weight)) is not None
             and origin.parameter is not None
         ]
         weight = matrices[min(1, len(matrices) - 1)] if matrices else None
@@ -385,11 +313,11 @@ class Observer(TorchFunctionMode):
         tensor = next(tensors_in(result), None)
         if tensor is None:
             return result
-        origin = None if weight is None else self._origin(weight)
+        origin = None if weight is None else self._origins.of(weight)
         parameter = origin.parameter if origin else None
         name, module = self._weight_name(operation, parameter)
         record = self._add(tensor, operation, name, call, module=module)
-        self._follow(call, result, record=record)
+        self._origins.follow(call, result, record=record)
         if weight is not None:
             self._describe_weight(record, weight, parameter)
             if operation.fans:
@@ -398,27 +326,27 @@ class Observer(TorchFunctionMode):
 
     def _see_norm(self, operation: Operation, func: Any, call: Call) -> Any:
         result = func(*call[0], **call[1])
-        origin = self._call_origin(call)
-        if not _is_computed(origin) or not _is_signal(result):
-            self._follow(call, result)
+        origin = main_source(self._origins.sources(call))
+        if not is_computed(origin) or not _is_signal(result):
+            self._origins.follow(call, result)
             return result
         scale = call[1].get("weight")
-        held = None if scale is None else self._origin(scale)
+        held = None if scale is None else self._origins.of(scale)
         name, module = self._weight_name(operation, held.parameter if held else None)
         self._add(result, operation, name, call, module=module)
         return result
 
     def _see_other(self, operation: Operation, func: Any, call: Call) -> Any:
         result = func(*call[0], **call[1])
-        origin = self._call_origin(call)
-        if not _is_computed(origin) or not _is_signal(result):
-            self._follow(call, result)
+        origin = main_source(self._origins.sources(call))
+        if not is_computed(origin) or not _is_signal(result):
+            self._origins.follow(call, result)
             return result
         path = self._lent_name() or self._read_name(origin, operation.name)
         self._add(result, operation, path, call, module=self._frames[-1].path)
         return result
 
-    def _read_name(self, origin: _Origin | None, name: str) -> str:
+    def _read_name(self, origin: Origin | None, name: str) -> str:
         """The name of a site without a module of its own: after what it reads."""
         reads = origin.record.name if origin and origin.record else self._frames[-1].path
         return f"{reads}.{name}" if reads else name
@@ -433,7 +361,7 @@ class Observer(TorchFunctionMode):
             name = f"{path}.add" if path else "add"
             self._add(result, operation, name, call, module=path)
         else:
-            self._follow(call, result)
+            self._origins.follow(call, result)
         return result
 
     def _is_residual(self, args: tuple[Any, ...]) -> bool:
@@ -442,7 +370,7 @@ class Observer(TorchFunctionMode):
             return False
         if args[0].shape != args[1].shape:
             return False
-        left, right = self._origin(args[0]), self._origin(args[1])
+        left, right = self._origins.of(args[0]), self._origins.of(args[1])
         return left is not None and right is not None and left.dependent and right.dependent
 
     @contextmanager
@@ -464,15 +392,15 @@ class Observer(TorchFunctionMode):
             record.unit_axis = 1 - tensor.ndim
         if not self.records:
             self._input_ndim = tensor.ndim
-        self._complete(record, tensor, name, ((), {}), dependent=True)
+        self._complete(record, tensor, name, [], dependent=True)
 
     def see_output(self, tensor: Tensor) -> None:
         """The site of the model's output."""
-        origin = self._origin(tensor)
+        origin = self._origins.of(tensor)
         record = self._new_record("output", "output", "")
         if origin is not None:
             record.unit_axis = origin.unit_axis
-        self._complete(record, tensor, "output", ((tensor,), {}))
+        self._complete(record, tensor, "output", [] if origin is None else [origin])
 
     def _sites(self) -> list[Record]:
         """Where new records go: to the trace, or to the section being recomputed."""
@@ -485,31 +413,40 @@ class Observer(TorchFunctionMode):
         self, tensor: Tensor, operation: Operation, name: str, call: Call, *, module: str
     ) -> Record:
         record = self._new_record(operation.kind, operation.name, module)
+        sources = self._origins.sources(call)
         axis = operation.unit_axis
         if axis is None:
-            origin = self._call_origin(call)
-            axis = _unit_axis(origin, tensor) if origin is not None else -1
+            origin = main_source(sources)
+            axis = unit_axis(origin, tensor) if origin is not None else -1
         elif axis > 0:
             axis -= tensor.ndim
         elif operation.kind == "affine" and -axis == tensor.ndim == self._input_ndim:
             self._is_one_sample = True
         record.unit_axis = axis
-        self._complete(record, tensor, name or operation.name, call)
+        is_written = bool(call[0]) and call[0][0] is tensor
+        self._complete(record, tensor, name or operation.name, sources, is_written=is_written)
         return record
 
     def _complete(
-        self, record: Record, tensor: Tensor, name: str, call: Call, dependent: bool = False
+        self,
+        record: Record,
+        tensor: Tensor,
+        name: str,
+        sources: list[Origin],
+        *,
+        dependent: bool = False,
+        is_written: bool = False,
     ) -> None:
         """Name a record, measure its tensor, and ask for its gradient."""
         reads: list[str] = []
-        for source in self._sources(call):
+        for source in sources:
             dependent = dependent or source.dependent
-            reads += [each.name for each in _records(source)]
+            reads += [each.name for each in source.records]
         record.reads = tuple(dict.fromkeys(reads))
         record.name = self._unique(name, record)
         record.shape = _shape(tensor)
         self._sites().append(record)
-        self._remember(tensor, record, dependent, None)
+        self._origins.remember(tensor, record, dependent)
         record.note = why_opaque(tensor)
         if record.note is not None:
             record.forward = unmeasured(tensor)
@@ -525,42 +462,22 @@ class Observer(TorchFunctionMode):
         tracking = torch.is_grad_enabled()
         # A view that is made without gradients says that it requires them, and gets none.
         if tensor.requires_grad and (tracking or tensor.grad_fn is not None):
-            self._ask_for_gradient(record, tensor, axis, call)
+            self._ask_for_gradient(record, tensor, axis, is_written)
         elif not tracking:
             record.note = HIDDEN
         if not tracking:
             self.checkpoints.add(record)
 
     def _ask_for_gradient(
-        self, record: Record, tensor: Tensor, axis: int | None, call: Call
+        self, record: Record, tensor: Tensor, axis: int | None, is_written: bool
     ) -> None:
-        """Have the gradient of a site measured when the backward pass gets to it.
-
-        After ``h[:, :4].relu_()`` the gradient goes to h, and no longer passes the view. So where
-        torch hands out a view of what nobody else can see (a linear map of a sequence), it is the
-        whole of it that is asked, in case the view is written to.
-        """
         receive = partial(self._receive_gradient, record, axis)
         whole = tensor._base
         if whole is None or not whole.requires_grad:
             tensor.register_hook(receive)
             return
-        is_written = bool(call[0]) and call[0][0] is tensor
-        if is_written:
-            self._lose_gradient(tensor)
-        if is_written or self._seen(whole) is None:
-            whole.register_hook(partial(_receive_part, receive, _Part.of(tensor, whole)))
-        else:
-            self._views.setdefault(id(whole), []).append((weakref.ref(whole), record))
-            tensor.register_hook(receive)
-
-    def _lose_gradient(self, tensor: Tensor) -> None:
-        """A view is written to: from now on no gradient passes the earlier views of its base."""
-        whole = tensor._base
-        if whole is not None:
-            for held, record in self._views.pop(id(whole), ()):
-                if held() is whole:
-                    self._lost.append(record)
+        hidden = self._origins.seen(whole) is None
+        self._gradients.ask(record, tensor, receive, is_written=is_written, hidden=hidden)
 
     def _measure_options(self, tensor: Tensor, axis: int | None, record: Record) -> None:
         if self._wanted.histogram:
@@ -629,14 +546,14 @@ class Observer(TorchFunctionMode):
             weight = args[position] if len(args) > position else kwargs.get(keyword)
             if not isinstance(weight, Tensor):
                 return None, None
-            origin = self._origin(weight)
+            origin = self._origins.of(weight)
             if origin is None and weight.requires_grad and weight.is_leaf:
                 self.leaves[id(weight)] = weight
             return weight, origin.parameter if origin else None
         weight = parameter = None
         reads_input = False
         for operand in tensors_in(call):
-            origin = self._origin(operand)
+            origin = self._origins.of(operand)
             if origin is not None and origin.dependent:
                 reads_input = True
             elif origin is not None and origin.parameter is not None and operand.ndim > 1:
@@ -653,8 +570,10 @@ class Observer(TorchFunctionMode):
             in_torch = type(frame.module).__module__.startswith("torch.nn")
             plain = in_torch or not frame.module._modules
             return (frame.path if plain else f"{frame.path}.{operation.name}"), frame.path
-        path, leaf = next((own for own in owned if own[0] == frame.path), owned[0])
-        if ".parametrizations." in f".{path}.":
+        path, leaf = owned[0]
+        if len(owned) > 1:
+            path, leaf = next((own for own in owned if own[0] == frame.path), owned[0])
+        if "parametrizations" in path and ".parametrizations." in f".{path}.":
             path, _, leaf = f".{path}".partition(".parametrizations.")
             path = path.removeprefix(".")
         if _OWN_WEIGHT.match(leaf):
@@ -685,7 +604,7 @@ class Observer(TorchFunctionMode):
             self._meter.add(gradient.detach(), None, False, record.receive_weight_grad)
 
     def parameters_requiring_grad(self) -> list[Tensor]:
-        found = [p for p in self._parameters.values() if p.requires_grad]
+        found = [p for p in self._origins.parameters if p.requires_grad]
         return found + list(self.leaves.values())
 
     def measure_weight_gradients(self, gradients: dict[int, Tensor]) -> None:
@@ -697,93 +616,6 @@ class Observer(TorchFunctionMode):
             if gradient.layout is not torch.strided:
                 gradient = gradient.to_dense()
             self._meter.add(gradient.detach(), None, False, _to_all(users, "weight_grad"))
-
-    # ------------------------------------------------------------ origins
-
-    def _remember(
-        self,
-        tensor: Tensor,
-        record: Record | None,
-        dependent: bool,
-        parameter: Tensor | None,
-        unit_axis: int | None = None,
-        beside: tuple[Record, ...] = (),
-    ) -> None:
-        if unit_axis is None:
-            unit_axis = record.unit_axis if record is not None else -1
-        self._origins[id(tensor)] = _Origin(
-            weakref.ref(tensor), record, dependent, parameter, unit_axis, beside
-        )
-
-    def _seen(self, tensor: Tensor) -> _Origin | None:
-        """Where a tensor comes from, if a function that was seen made it."""
-        origin = self._origins.get(id(tensor))
-        if origin is not None and origin.tensor() is tensor:
-            return origin
-        return None
-
-    def _origin(self, tensor: Tensor) -> _Origin | None:
-        """Where a tensor comes from; what code out of sight (TorchScript, an extension) computed
-        with gradients is taken to depend on the input."""
-        origin = self._origins.get(id(tensor))
-        if origin is not None and origin.tensor() is tensor:
-            return origin
-        return _OUT_OF_SIGHT if tensor.grad_fn is not None else None
-
-    def _sources(self, call: Call) -> list[_Origin]:
-        """The origins of all tensor arguments that have one."""
-        args, kwargs = call
-        origins = self._origins
-        found = []
-        for value in (*args, *kwargs.values()) if kwargs else args:
-            if isinstance(value, Tensor):
-                origin = origins.get(id(value))
-                if origin is not None and origin.tensor() is value:
-                    found.append(origin)
-                elif value.grad_fn is not None:
-                    found.append(_OUT_OF_SIGHT)
-            elif isinstance(value, list | tuple | dict):
-                found += [o for t in tensors_in(value) if (o := self._origin(t)) is not None]
-        return found
-
-    def _call_origin(self, call: Call) -> _Origin | None:
-        """The origin of a result, as far as it is that of one of its arguments."""
-        return _main(self._sources(call))
-
-    def _follow(
-        self, call: Call, result: Any, func: Any = None, record: Record | None = None
-    ) -> None:
-        """Give the result of a function the origin of its arguments."""
-        if isinstance(result, Tensor):
-            results = (result,)
-        elif isinstance(result, list | tuple) and not isinstance(result, torch.Size):
-            results = tuple(tensors_in(result))
-        elif result is None and func is Tensor.__setitem__:
-            results = (call[0][0],)
-        else:
-            return
-        sources = self._sources(call) if results else []
-        origin = _main(sources)
-        if origin is None:
-            return
-        beside = origin.beside
-        if record is not None:
-            beside = ()
-        elif len(sources) > 1:
-            found = {id(each): each for source in sources for each in _records(source)}
-            found.pop(id(origin.record), None)
-            beside = tuple(found.values())
-        for tensor in results:
-            if self._parameters.get(id(tensor)) is not tensor:
-                axis = _unit_axis(origin, tensor) if record is None else record.unit_axis
-                self._remember(
-                    tensor,
-                    record or origin.record,
-                    origin.dependent,
-                    origin.parameter,
-                    axis,
-                    beside,
-                )
 
     # ------------------------------------------------------------ the backward pass
 
@@ -798,11 +630,12 @@ class Observer(TorchFunctionMode):
             accumulate(argument(call, 0, "tensors"), argument(call, 1, "grad_tensors"))
 
     def finish(self) -> None:
-        """Compute what is still waiting."""
+        """Compute what is still waiting, and forget the tensors: an input's hook stays with us."""
+        self._origins = Origins()
         self._meter.finish()
         self._unit_meter.finish()
         self.checkpoints.match()
-        for record in self._lost:
+        for record in self._gradients.lost:
             record.backward, record.note = None, OVERWRITTEN
         if self._is_one_sample:
             self._take_for_one_sample()
@@ -827,7 +660,7 @@ SCRIPTED = "compiled by TorchScript: its output is measured, not what happens in
 
 
 def _role(path: str, module: nn.Module) -> str:
-    if ".parametrizations." in f".{path}.":
+    if "parametrizations" in path and ".parametrizations." in f".{path}.":
         return "hidden"
     if isinstance(module, nn.MultiheadAttention):
         return "attention"
@@ -853,94 +686,6 @@ def _recognize(z: Tensor | None, output: Tensor) -> Activation | None:
             if phi.name != "identity" and torch.allclose(phi(some), found, rtol=1e-4, atol=1e-6):
                 return phi
     return None
-
-
-def _main(sources: list[_Origin]) -> _Origin | None:
-    """Of the origins of all arguments the first that was computed from the input, else that of an
-    input, else the first that comes from a parameter."""
-    dependent = [origin for origin in sources if origin.dependent]
-    for origin in dependent:
-        if origin.record is not None and origin.record.kind != "input":
-            return origin
-    return next(iter(dependent or sources), None)
-
-
-def _is_computed(origin: _Origin | None) -> bool:
-    """Whether a tensor was computed from the input or from another site, and is no more a parameter
-    in another shape: a hypernetwork reads embeddings of its own."""
-    return origin is not None and (origin.dependent or origin.record is not None)
-
-
-def _records(origin: _Origin) -> tuple[Record, ...]:
-    """All sites that a tensor was computed from."""
-    return origin.beside if origin.record is None else (origin.record, *origin.beside)
-
-
-def _unit_axis(origin: _Origin, result: Tensor) -> int:
-    """In which dimension, from the last, the units of a tensor lie after a function has changed it.
-
-    Seen through a view they keep their stride, whatever is transposed or flattened; all else
-    leaves them in their place, counted from the last dimension if they lie there.
-    """
-    source, axis = origin.tensor(), origin.unit_axis
-    if source is None or source is result or not source.ndim or not result.ndim:
-        return axis if source is result else -1
-    if source.layout is not torch.strided or result.layout is not torch.strided:
-        return -1
-    if is_wrapped(source) or is_wrapped(result):
-        return -1
-    if result._is_view():
-        strides, stride = result.stride(), source.stride(axis)
-        if result.ndim == source.ndim and strides[axis] == stride:
-            return axis
-        dimensions = list(zip(result.shape, strides, strict=True))
-        units = source.shape[axis], stride
-        return dimensions.index(units) - result.ndim if units in dimensions else -1
-    if axis == -1 or result.ndim == source.ndim:
-        return axis
-    front = source.ndim + axis
-    kept = front < result.ndim and result.shape[front] == source.shape[axis]
-    return front - result.ndim if kept else -1
-
-
-class _Part(NamedTuple):
-    """Where the elements of a view lie in its base."""
-
-    strides: tuple[int, ...]
-    shape: tuple[int, ...]
-    view_strides: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def of(cls, view: Tensor, base: Tensor) -> _Part:
-        offset = int(view.storage_offset()) - int(base.storage_offset())
-        return cls(base.stride(), tuple(view.shape), view.stride(), offset)
-
-    def is_all_of(self, gradient: Tensor) -> bool:
-        """Whether the view is the base in another shape, with its elements in the same order."""
-        return (
-            gradient.is_contiguous()
-            and self.strides == gradient.stride()
-            and math.prod(self.shape) == gradient.numel()
-            and self.view_strides == _contiguous_strides(self.shape)
-        )
-
-
-def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
-
-
-def _receive_part(receive: Callable[[Tensor], None], part: _Part, gradient: Tensor | None) -> None:
-    """Pass on that part of the gradient of a base which is the gradient of a view of it."""
-    if gradient is None or gradient.layout is not torch.strided:
-        return
-    if part.is_all_of(gradient):
-        receive(gradient.view(part.shape))
-        return
-    laid_out = torch.empty_strided(
-        gradient.shape, part.strides, dtype=gradient.dtype, device=gradient.device
-    ).copy_(gradient)
-    receive(laid_out.as_strided(part.shape, part.view_strides, part.offset))
 
 
 _ONLY_UNTRACKED = {

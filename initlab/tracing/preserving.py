@@ -32,7 +32,7 @@ class Preserved:
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.named_modules())
         self._modules = [
-            (module, module.__dict__.copy(), *(part.copy() for part in _registries(module)))
+            (module, [part.copy() for part in _attributes(module)])
             for _, module in self.modules
             if not is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
@@ -65,10 +65,9 @@ class Preserved:
 
     def restore(self) -> None:
         with torch.no_grad():
-            for module, attributes, *registries in self._modules:
-                _restore_dict(module.__dict__, attributes)
-                for part, saved in zip(_registries(module), registries, strict=True):
-                    _restore_dict(part, saved)
+            for module, attributes in self._modules:
+                for present, saved in zip(_attributes(module), attributes, strict=True):
+                    _restore_dict(present, saved)
             for values, saved in self._written.values():
                 values.copy_(saved)
             for parameter, values, pointer, requires_grad, grad in self._parameters:
@@ -101,8 +100,8 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
 
 
-def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._parameters, module._buffers, module._modules
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module.__dict__, module._parameters, module._buffers, module._modules
 
 
 def _pointer(tensor: Tensor) -> int:

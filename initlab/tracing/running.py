@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from initlab.errors import seed_number, unknown_name
 from initlab.tracing.checkpoints import accumulate
 from initlab.tracing.measuring import quick
-from initlab.tracing.observing import Observer, Record, Wanted
-from initlab.tracing.preserving import is_lazy, preserved
+from initlab.tracing.observing import Observer, Wanted
+from initlab.tracing.preserving import Preserved, is_lazy, preserved
+from initlab.tracing.records import Record
 from initlab.tracing.sites import Site, Trace
 
 Probe = Literal["normal", "rademacher"]
@@ -85,20 +86,24 @@ def trace(
     wanted = Wanted(backward, statistics == "moments", histogram, geometry)
     kwargs = dict(model_kwargs or {})
 
-    def observe(copies: _Inputs) -> Trace:
-        with preserved(model, seed) as state:
-            observer = Observer(state, wanted, copies.batch_size(batch_dim), batch_dim)
-            try:
-                observer.install()
-                signal = _forward(model, observer, copies, output, backward)
-                scalar, num_classes = _loss(signal, target, loss_fn)
-                if backward:
-                    _backward(observer, copies, signal, scalar, probe, seed)
-                observer.finish()
-                sites = tuple(_site(r, i, backward) for i, r in enumerate(observer.records))
-            finally:
-                observer.remove()
+    def observe(state: Preserved, copies: _Inputs) -> Trace:
+        observer = Observer(state, wanted, copies.batch_size(batch_dim), batch_dim)
+        try:
+            observer.install()
+            signal = _forward(model, observer, copies, output, backward)
+            scalar, num_classes = _loss(signal, target, loss_fn)
+            if backward:
+                _backward(observer, copies, signal, scalar, probe, seed)
+            observer.finish()
+            sites = tuple(_site(r, i, backward) for i, r in enumerate(observer.records))
+        finally:
+            observer.remove()
         return Trace(sites, None if scalar is None else float(scalar.detach()), num_classes)
+
+    def run(copies: _Inputs) -> Trace:
+        """Observe, and let go of all that was seen before the garbage collector looks again."""
+        with preserved(model, seed) as state:
+            return observe(state, copies)
 
     with torch.inference_mode(False):
         copies = _Inputs(model, inputs, kwargs, tracked=backward)
@@ -107,12 +112,12 @@ def trace(
         if backward:
             _check_gradients(model)
         try:
-            return observe(copies)
+            return run(copies)
         except RuntimeError as error:
             if not (copies.leaves and _IN_PLACE.search(str(error))):
                 raise
         # What the model overwrites may be needed for the inputs' gradients alone: do without them.
-        return _without_input_gradients(observe(_Inputs(model, inputs, kwargs, tracked=False)))
+        return _without_input_gradients(run(_Inputs(model, inputs, kwargs, tracked=False)))
 
 
 _IN_PLACE = re.compile("in-?place", re.I)
@@ -531,4 +536,4 @@ def _site(record: Record, index: int, backward: bool) -> Site:
     for fan in ("fan_in", "fan_out"):
         if found[fan] != found[fan]:
             found[fan] = None
-    return quick(Site, **found)
+    return quick(Site, found)
