@@ -160,7 +160,8 @@ class EagerAttention(Tapped):
             self.tap(name, self.get_submodule(name)(x)).unflatten(-1, (2, 4)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
-        weights = self.tap("query.softmax", (q @ k.transpose(-1, -2) / 2).softmax(-1))
+        scores = q @ k.transpose(-1, -2) / 2
+        weights = self.tap("query.softmax", scores.softmax(-1)).type_as(scores)
         mixed = torch.einsum("bhij,bhjd->bihd", weights, v).flatten(2)
         return self.tap("out", self.out(mixed))
 

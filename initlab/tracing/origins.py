@@ -41,6 +41,10 @@ class Origin(NamedTuple):
 _OUT_OF_SIGHT = Origin(weakref.ref(torch.empty(0)), None, True, None)
 
 
+_TAKE_A_FORM = {Tensor.type_as, Tensor.to, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as}
+"""Methods to whose result a second tensor gives its type or shape, and no number."""
+
+
 class Origins:
     """The origins of the tensors that are still there."""
 
@@ -108,6 +112,8 @@ class Origins:
         else:
             return
         sources = self.sources(call) if results else []
+        if func in _TAKE_A_FORM:
+            sources = sources[:1]
         origin = main_source(sources)
         if origin is None:
             return
