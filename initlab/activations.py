@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from initlab.errors import unknown_name
+from initlab.errors import finite_number, unknown_name
 from initlab.expectations import (
     PAIR_REACH,
     gaussian_expectation,
@@ -105,12 +105,12 @@ class Activation:
         At q = 0 these are the limits q → 0 (for relu E φ'² = 1/2, not φ'(0)²).
 
         Raises:
-            ValueError: q is negative or not finite.
+            TypeError: q is no number. ValueError: it is negative or not finite.
 
         >>> round(ACTIVATIONS["tanh"].moments(1.0).second_moment, 6)
         0.394294
         """
-        if not (math.isfinite(q) and q >= 0):
+        if finite_number("q", q) < 0:
             raise ValueError(f"q={q} must be a finite variance of at least 0")
         return _moments(self, float(q))
 
@@ -203,9 +203,8 @@ def _square_jumps(phi: Activation) -> list[tuple[float, float]]:
 
 
 def _check_pair(q: float, decorrelation: float) -> None:
-    if not (math.isfinite(q) and q > 0):
-        raise ValueError(f"q={q} must be a finite variance above 0")
-    if not 0 <= decorrelation <= 2:
+    finite_number("q", q, positive=True)
+    if not 0 <= finite_number("decorrelation", decorrelation) <= 2:
         raise ValueError(f"decorrelation={decorrelation} must be 1 − c, in [0, 2]")
 
 

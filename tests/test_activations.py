@@ -177,8 +177,12 @@ def test_a_name_like_no_other_is_answered_with_all_names():
 
 @pytest.mark.parametrize("q", [-1.0, math.nan, math.inf])
 def test_moments_of_an_impossible_variance_are_refused(q):
-    with pytest.raises(ValueError, match=r"q=.* must be a finite variance of at least 0"):
+    with pytest.raises(ValueError, match=r"q=.* must be a finite"):
         activation("tanh").moments(q)
+    with pytest.raises(TypeError, match="q='a' must be a number"):
+        activation("tanh").moments("a")
+    with pytest.raises(TypeError, match="decorrelation=None must be a number"):
+        activation("tanh").pair_moments(1.0, None)
 
 
 def test_a_constant_zero_activation_has_no_gain():

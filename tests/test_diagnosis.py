@@ -113,6 +113,13 @@ def test_rezero_scalars_close_branches_without_an_alarm():
     assert diagnose(trace(ReZero(), features(), target=classes())).healthy
 
 
+def test_the_scale_of_what_reads_a_softmax_is_said_not_to_be_checked():
+    x = torch.randn(64, 32)
+    model = nn.Sequential(nn.Linear(32, 8), nn.Softmax(-1), nn.Dropout(), nn.Linear(8, 8))
+    assert "the scale of 3: no gain" in str(diagnose(trace(model, x)))
+    assert "no gain is right" not in str(diagnose(trace(ByHand(), alike())))
+
+
 def test_a_softmax_over_many_classes_is_no_vanishing_signal():
     model = nn.Sequential(nn.Linear(32, 5000), nn.Softmax(dim=-1))
     seen = trace(model, features())
@@ -144,6 +151,60 @@ def test_a_head_of_zeros_explains_the_missing_gradients_below():
     (cause,) = diagnose(trace(model, torch.randn(8, 3, 16, 16))).causes
     assert (cause.fault, cause.where) == ("vanishing_gradients", "head")
     assert "leave it if it is meant" in cause.remedy
+
+
+def test_a_small_head_is_safe_to_leave_and_hides_no_fault_below():
+    """As of BEiT, whose classifier is N(0, 0.02²) times 0.001."""
+    model, x = he_mlp(6), features()
+    with torch.no_grad():
+        model[-1].weight.mul_(1e-4)
+        model[-1].bias.zero_()
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert diagnosis.healthy
+    assert "hold the gradient back until the first steps" in str(diagnosis)
+    with torch.no_grad():
+        for layer in (model[4], model[6]):
+            layer.weight.mul_(1e-5)
+    assert not diagnose(trace(model, x, target=classes())).healthy
+
+
+class SqueezeInClosedBranch(nn.Module):
+    """As of a normalizer-free network: the branch begins at 0, and a gate reads its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 16, 3, padding=1), nn.Parameter(torch.zeros(()))
+        self.end = nn.Conv2d(16, 16, 3, padding=1)
+        nn.init.zeros_(self.end.weight)
+        nn.init.zeros_(self.end.bias)
+        self.fc1, self.fc2, self.head = nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 10)
+        nn.init.zeros_(self.fc1.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        h = self.end(F.gelu(x))
+        gate = self.fc2(F.relu(self.fc1(h.mean((2, 3))))).sigmoid()
+        return self.head((x + 2 * gate[:, :, None, None] * h).mean((2, 3)))
+
+
+def test_units_that_wait_for_a_closed_branch_are_not_dead():
+    x = torch.randn(32, 3, 8, 8)
+    model = SqueezeInClosedBranch()
+    assert diagnose(trace(model, x, target=classes())).healthy
+    nn.init.normal_(model.end.weight, std=0.1)
+    nn.init.constant_(model.fc1.bias, -50.0)
+    assert "dead_units" in diagnose(trace(model, x, target=classes())).faults
+
+
+def test_all_normalizations_with_a_scale_of_0_are_reset_at_once():
+    layers = [(nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU()) for _ in range(3)]
+    model, x = nn.Sequential(*(each for three in layers for each in three)), features()
+    for norm, *_ in layers:
+        nn.init.zeros_(norm.weight)
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert diagnosis.findings[0].where == "0"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
 
 
 def test_an_explosion_explains_the_overflow_and_the_loss_that_follow():
@@ -501,7 +562,7 @@ def test_a_layer_scale_is_no_vanishing_gradient(scale):
 
 
 class ByHand(nn.Module):
-    """A residual attention written with ``@`` and ``softmax``, which are no sites."""
+    """A residual attention written with ``@`` and ``softmax``."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -696,6 +757,14 @@ def test_a_recurrence_whose_weights_are_large_is_drawn_together_with_the_last_la
     assert 'model.get_submodule("decoder").reset_parameters()' in diagnosis.code
     exec(diagnosis.code, {"model": model})
     assert diagnose(trace(model, tokens, target=tokens)).healthy
+
+
+def test_a_siren_of_zeros_is_redrawn_at_once_with_the_omega_that_one_sine_shows():
+    model, x = Siren(), torch.rand(64, 2) * 2 - 1
+    for layer in model.layers:
+        nn.init.zeros_(layer.weight)
+    exec(diagnose(trace(model, x)).code, {"model": model})
+    assert diagnose(trace(model, x)).healthy
 
 
 @pytest.mark.parametrize(("factor", "fault"), [

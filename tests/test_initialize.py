@@ -206,6 +206,41 @@ def test_a_layer_after_something_unknown_is_warned_about():
         init_(model, "kaiming_normal", seed=0)
 
 
+def test_a_layer_that_a_batch_shows_to_read_a_softmax_is_warned_about_too():
+    class Weighs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("first", "second", "query", "key", "value", "out"):
+                self.add_module(name, nn.Linear(4, 4))
+
+        def forward(self, x):
+            x = self.second(F.softmax(self.first(x), -1))
+            scores = self.query(x) @ self.key(x).transpose(-1, -2)
+            return self.out(F.dropout(scores.softmax(-1)) @ self.value(x))
+
+    with pytest.warns(UserWarning, match="no activation found") as caught:
+        init_(Weighs(), "kaiming_normal", batch=torch.randn(3, 5, 4))
+    assert [str(w.message).split("'")[1] for w in caught] == ["second"]
+    with pytest.warns(UserWarning, match="no activation found") as caught:
+        init_(Weighs(), "kaiming_normal", batch=torch.randn(3, 5, 4), mode="fan_out")
+    assert [str(w.message).split("'")[1] for w in caught] == ["first"]
+
+
+def test_a_model_made_in_inference_mode_is_refused_before_anything_is_drawn():
+    with torch.inference_mode():
+        model = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="'weight' was made under torch"):
+        init_(model, "kaiming_normal")
+
+
+def test_a_gain_for_all_leaves_alone_the_gain_that_an_override_sets_by_itself():
+    leaky = scheme("kaiming_normal", a=0.5)
+    model = nn.Sequential(nn.Linear(50, 8), nn.Linear(8, 8))
+    report = init_(model, "xavier_normal", gain=3.0, overrides={"0": leaky}, seed=0)
+    assert report["0.weight"].intended_std == pytest.approx(math.sqrt(2 / 1.25 / 50))
+    assert report["1.weight"].intended_std == pytest.approx(3 / math.sqrt(8))
+
+
 @pytest.mark.parametrize("arguments", [{"gain": 1.0}, {"activation": "relu"}, {"a": 0.0}])
 def test_nothing_is_warned_about_where_the_gain_is_given(arguments):
     with warnings.catch_warnings():

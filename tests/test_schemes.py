@@ -88,9 +88,10 @@ def test_drawn_weights_have_the_mean_and_std_that_the_scheme_states(name, params
     5 of each. Orthogonal matrices have the stated mean square exactly, to rounding.
     """
     chosen = scheme(name, **params)
-    weights = filled(chosen, shape, gain=1.3).double()
-    std = chosen.weight_std(*fans(shape), 1.3, rows=shape[0])
-    mean = chosen.weight_mean(*fans(shape), 1.3, rows=shape[0])
+    gain = 1.3 if chosen.set_gain is None else None
+    weights = filled(chosen, shape, gain=gain).double()
+    std = chosen.weight_std(*fans(shape), gain, rows=shape[0])
+    mean = chosen.weight_mean(*fans(shape), gain, rows=shape[0])
     count = weights.numel()
     if name in ("orthogonal", "delta_orthogonal", "looks_linear"):
         assert weights.square().mean().sqrt() == pytest.approx(std, rel=1e-5)
@@ -199,6 +200,7 @@ def test_the_code_of_a_scheme_draws_the_same_numbers_in_a_clean_namespace(
     name, params, used_gain, layer
 ):
     chosen, net = scheme(name, **params), [LAYERS[layer]()]
+    used_gain = used_gain if chosen.set_gain is None else None
     weight, bias = net[0].weight, net[0].bias
     torch.manual_seed(11)
     exec(chosen.code("net[0]", gain=used_gain), {"torch": torch, "nn": nn, "net": net})
@@ -211,6 +213,15 @@ def test_the_code_of_a_scheme_draws_the_same_numbers_in_a_clean_namespace(
 
 
 # ---------------------------------------------------------------- fans, gain, parameters
+
+
+def test_a_gain_beside_parameters_that_set_another_is_refused_by_the_scheme_too():
+    leaky = scheme("kaiming_normal", a=0.2)
+    with pytest.raises(ValueError, match="gain=3 and the scheme's own a or scale, which sets the"):
+        leaky(torch.empty(4, 4), gain=3)
+    with pytest.raises(ValueError, match="give one of them"):
+        scheme("variance_scaling")(torch.empty(4, 4), gain=3, scale=2.0)
+    leaky(torch.empty(4, 4), gain=math.sqrt(2 / 1.04))
 
 
 def test_published_formulas_give_published_numbers():

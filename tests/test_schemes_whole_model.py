@@ -138,6 +138,24 @@ def test_branches_tell_the_gates_from_other_scalars():
         init_(model, "rezero", activation="relu", branches="blocks.0.alpa")
 
 
+def test_scalars_that_may_be_no_gates_are_not_set_to_0_unless_named():
+    model = ResNet(3, gated=True)
+    model.temperature = nn.Parameter(torch.tensor(0.07))
+    with pytest.raises(
+        ValueError, match=r"not clear: alpha, temperature\. Name them, as in branches"
+    ):
+        init_(model, "rezero", activation="relu")
+    alone = nn.Sequential(nn.Linear(4, 4))
+    alone.temperature = nn.Parameter(torch.tensor(0.07))
+    with pytest.raises(ValueError, match="branches='temperature'"):
+        init_(alone, "skipinit", activation="relu")
+    assert alone.temperature == torch.tensor(0.07)
+    listed = nn.Sequential(nn.Linear(4, 4))
+    listed.gates = nn.ParameterList([torch.ones(1), torch.ones(())])
+    init_(listed, "rezero", activation="relu")
+    assert not any(gate.any() for gate in listed.gates)
+
+
 @pytest.mark.parametrize("name", ["skipinit", "rezero"])
 def test_a_model_without_gates_is_refused_with_the_remedy(name):
     with pytest.raises(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from initlab.activations import Elementwise, activation
 from initlab.tracing import Trace, trace
@@ -147,6 +148,124 @@ def test_attention_by_function_and_chunked_views():
     traced = check(Attention(), batch(3, 5, 8))
     assert traced["attention"].kind == "attention"
     assert traced["add"].reads == ("proj", "input")
+
+
+class EagerAttention(Tapped):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (
+            self.tap(name, self.get_submodule(name)(x)).unflatten(-1, (2, 4)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        scores = q @ k.transpose(-1, -2) / 2
+        weights = self.tap("query.softmax", scores.softmax(-1)).type_as(scores)
+        mixed = torch.einsum("bhij,bhjd->bihd", weights, v).flatten(2)
+        return self.tap("out", self.out(mixed))
+
+
+def test_attention_by_hand_reads_its_keys_and_values_too():
+    traced = check(EagerAttention(), batch(3, 5, 8))
+    assert traced["query.softmax"].reads == ("query", "key")
+    assert traced["query.softmax"].kind == "other"
+    assert traced["out"].reads == ("query.softmax", "value")
+    assert traced["out"].units == 8
+
+
+class Joined(Tapped):
+    """A gate, and a skip connection that is concatenated."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(7, 2, 1)
+
+    def forward(self, x):
+        h = self.tap("first", self.first(x))
+        gated = h * self.tap("gate.sigmoid", torch.sigmoid(self.tap("gate", self.gate(h))))
+        return self.tap("last", self.last(torch.cat([x, gated], 1)))
+
+
+def test_a_product_and_a_concatenation_read_all_that_they_are_made_of():
+    assert check(Joined(), batch(2, 3, 5, 5))["last"].reads == ("first", "input", "gate.sigmoid")
+
+
+class RelativePositions(Tapped):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.table = nn.Linear(8, 24), nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.tap("attention", F.scaled_dot_product_attention(q, k, v, attn_mask=self.table))
+
+
+def test_what_is_added_to_the_logits_of_an_attention_is_not_its_weight():
+    site = check(RelativePositions(), batch(3, 5, 8))["attention"]
+    assert (site.parameter, site.weight, site.reads) == (None, None, ("qkv",))
+
+
+class PoolsByAttention(Tapped):
+    """As CLIP pools: torch's own function, with projections that are layers."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+            self.add_module(name, nn.Linear(8, 8))
+
+    def forward(self, x):
+        q, k, v, c = self.q_proj, self.k_proj, self.v_proj, self.c_proj
+        biases = torch.cat([q.bias, k.bias, v.bias])
+        found, _ = F.multi_head_attention_forward(
+            x[:1], x, x, 8, 2, None, biases, None, None, False, 0.0, c.weight, c.bias,
+            use_separate_proj_weight=True, q_proj_weight=q.weight, k_proj_weight=k.weight,
+            v_proj_weight=v.weight,
+        )  # fmt: skip
+        return self.tap("q_proj", found)
+
+
+def test_the_weight_of_attention_by_function_is_that_of_its_queries():
+    site = check(PoolsByAttention(), batch(5, 3, 8))["q_proj"]
+    assert (site.kind, site.parameter, site.fan_in) == ("attention", "q_proj.weight", 8)
+
+
+class Hypernetwork(Tapped):
+    """A layer whose weights another network makes of a code that it has learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(1, 6))
+        self.hidden, self.norm, self.make = nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 12)
+
+    def forward(self, x):
+        h = self.tap("hidden.relu", torch.relu(self.tap("hidden", self.hidden(self.code))))
+        weight = self.tap("make", self.make(self.tap("norm", self.norm(h)))).view(3, 4)
+        return self.tap("linear", F.linear(x, weight))
+
+
+def test_what_makes_weights_is_seen_with_its_activations_and_norms():
+    traced = check(Hypernetwork(), batch(5, 4))
+    assert traced["make"].reads == ("norm",)
+    assert traced["norm"].reads == ("hidden.relu",)
+    assert traced["linear"].reads == ("input", "make")
+
+
+class SideBySide(Tapped):
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(2, 16, 8))
+
+    def forward(self, x):
+        ends = torch.tensor([3, 8], dtype=torch.int32)
+        return self.tap("experts", F.grouped_mm(x, self.experts.transpose(1, 2), offs=ends))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+def test_experts_in_one_grouped_product_are_a_layer():
+    site = check(SideBySide(), batch(8, 8))["experts"]
+    assert (site.parameter, site.fan_in, site.fan_out) == ("experts", 8, 16)
 
 
 class Chunked(Tapped):
@@ -923,6 +1042,16 @@ def test_a_trace_becomes_a_frame_and_a_table():
 # ---------------------------------------------------------------- bad input
 
 
+def made_in_inference() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(6, 2)
+
+
+class Scalar(nn.Module):
+    def forward(self, x):
+        return x.square().mean()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -930,6 +1059,14 @@ def test_a_trace_becomes_a_frame_and_a_table():
         (lambda m, x: trace(lambda y: y, x), TypeError, "nn.Module"),
         (lambda m, x: trace(m), ValueError, "no inputs"),
         (lambda m, x: trace(m, "text"), ValueError, "no tensor"),
+        (lambda m, x: trace(m, x.numpy()), ValueError, r"\(ndarray\).*torch.as_tensor"),
+        (lambda m, x: trace(m, DataLoader(x)), TypeError, "is a DataLoader: pass one batch"),
+        (lambda m, x: trace(m, iter(DataLoader(x))), TypeError, "pass one batch"),
+        (lambda m, x: trace(m, TensorDataset(x)), TypeError, "is a TensorDataset: pass one batch"),
+        (lambda m, x: trace(made_in_inference(), x), ValueError, "build the model outside"),
+        (lambda m, x: trace(m, x, target=x, loss_fn=nn.MSELoss), TypeError, r"nn.CrossEntropyLoss"),
+        (lambda m, x: trace(m, x, target=x, loss_fn="mse"), TypeError, "loss_fn='mse' must be"),
+        (lambda m, x: trace(Scalar(), x, target=x), ValueError, "a loss already: leave target out"),
         (lambda m, x: trace(m, x[:0]), ValueError, "input has 0 samples along batch_dim 0"),
         (lambda m, x: trace(m, x, batch_dim=2), ValueError, "batch_dim=2"),
         (lambda m, x: trace(m, x, statistics="momens"), ValueError, "did you mean 'moments'"),
@@ -1091,6 +1228,54 @@ def test_an_exception_says_how_far_the_trace_had_come():
     with pytest.raises(RuntimeError, match="midway") as raised:
         trace(Failing("forward"), batch(5, 2, 8))
     assert "after site 'drop'" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "note"),
+    [
+        (lambda m, x: trace(m, (x, x)), "the batch is one tuple of 2"),
+        (lambda m, x: trace(m.half(), x), "input is of torch.float32, the parameters are of"),
+        (lambda m, x: trace(m, x.long()), "input is of torch.int64, the parameters are of"),
+    ],
+)
+def test_an_exception_says_what_may_be_wrong_with_the_batch(call, note):
+    with pytest.raises((TypeError, RuntimeError, ValueError)) as raised:
+        call(nn.Linear(6, 2), batch(4, 6))
+    assert note in "".join(getattr(raised.value, "__notes__", []))
+
+
+def test_an_exception_of_the_loss_says_what_it_was_given():
+    with pytest.raises(ZeroDivisionError) as raised:
+        trace(nn.Linear(6, 2), batch(4, 6), target=[1, 2], loss_fn=lambda o, t: 1 / 0)
+    (note,) = raised.value.__notes__
+    assert "a float32 tensor of shape (4, 2) and a list of 2" in note
+
+
+def test_a_model_made_in_inference_mode_is_traced_forward():
+    traced = trace(made_in_inference(), batch(4, 6), backward=False)
+    assert traced["output"].forward.second_moment > 0
+
+
+def test_training_goes_on_after_a_trace_as_if_there_had_been_none():
+    def train(look) -> dict:
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(),
+            nn.Linear(144, 3),
+        )  # fmt: skip
+        images, classes = torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), classes).backward()
+            look(model, images, classes)
+            optimizer.step()
+            look(model, images, classes)
+        return model.state_dict()
+
+    alone = train(lambda *_: None)
+    traced = train(lambda model, x, y: trace(model, x, target=y, geometry=True, histogram=True))
+    assert all(torch.equal(alone[name], traced[name]) for name in alone)
 
 
 def test_the_models_own_backward_reaches_no_gradient_of_ours():

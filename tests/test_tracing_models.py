@@ -417,7 +417,7 @@ def test_a_graph_convolution_over_a_sparse_adjacency():
     adjacency = (batch(7, 7, seed=3) > 0.5).float().to_sparse()
     traced = check(Graph(), batch(7, 6), adjacency)
     assert "sparse" in traced["adjacency"].note
-    assert traced["fc.relu"].reads == ("fc",)
+    assert traced["fc.relu"].reads == ("fc", "adjacency")
 
 
 def test_a_sparse_parameter_is_left_alone():

@@ -19,6 +19,7 @@ from initlab.diagnosis.faults_of_scale import (
 from initlab.diagnosis.faults_of_units import dead_units, rank_collapse, saturation, symmetry
 from initlab.diagnosis.findings import FAULTS, Diagnosis, Fault, Finding, figure
 from initlab.diagnosis.flow import LOST, WILD, Flow, is_clean, is_layer, is_normalized
+from initlab.diagnosis.openings import weighs
 from initlab.tracing import Site, Trace
 
 _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
@@ -151,6 +152,11 @@ def _notes(flow: Flow) -> Iterator[str]:
                     f"{norm.op} {norm.name!r} hides that {source.name} has a mean square of "
                     f"{figure(source.forward.second_moment)}."
                 )
+    if flow.small_head is not None:
+        yield (
+            f"{flow.small_head.name}: weights this small hold the gradient back until the first "
+            "steps have made them larger."
+        )
     if flow.starts_closed:
         names = ", ".join(site.name for site in flow.starts_closed)
         yield f"{names}: zeros that close a residual branch open with the first steps."
@@ -180,9 +186,12 @@ def _not_checked(flow: Flow) -> Iterator[str]:
     sines = [s.name for s in sites if s.op == "sin" and _hides_its_frequency(flow, s)]
     if sines:
         yield (
-            f"the ω of sin(ω·z) at {', '.join(sines)}: no gradient shows it, and 1 is assumed; "
-            "diagnose again once the layers are drawn."
+            f"the ω of sin(ω·z) at {', '.join(sines)}: no gradient shows it, and that of other "
+            "sines, else 1, is assumed; diagnose again once the layers are drawn."
         )
+    weighed = [s.name for s in flow.layers if all(weighs(flow, x) for x in flow.sources(s) or [s])]
+    if weighed:
+        yield f"the scale of {', '.join(weighed)}: no gain is right for what a softmax gives."
     opaque = [site.name for site in sites if site.note and not is_clean(site)]
     if opaque:
         yield f"{', '.join(opaque)}: not measured."
@@ -190,4 +199,4 @@ def _not_checked(flow: Flow) -> Iterator[str]:
 
 def _hides_its_frequency(flow: Flow, sine: Site) -> bool:
     sources = flow.sources(sine)
-    return len(sources) == 1 and is_layer(sources[0]) and flow.omega(sources[0]) is None
+    return len(sources) == 1 and is_layer(sources[0]) and sources[0].name not in flow.seen_omegas

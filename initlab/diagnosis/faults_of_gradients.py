@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from initlab.diagnosis.findings import Finding, figure
 from initlab.diagnosis.flow import DRIFT, LOST, STEEP, Flow, is_clean, is_layer, looks_up, total
-from initlab.diagnosis.openings import openings, optional
+from initlab.diagnosis.openings import openings, optional, passes
 from initlab.diagnosis.remedies import correct, redraw, reset, strengthen, weaken
 from initlab.tracing import Site
 
@@ -38,6 +38,7 @@ def _pulls(flow: Flow) -> list[_Pull]:
     if head is None or reference is None:
         return []
     pulls, opening = [], openings(flow)
+    behind = reference * (passes(head) if head is flow.small_head else 1.0)
     for layer in flow.layers:
         through = flow.sources(layer)[:1] if layer.kind == "recurrent" else [layer]
         arriving = total(through[0].backward) if through else None
@@ -48,7 +49,7 @@ def _pulls(flow: Flow) -> list[_Pull]:
         pulls.append(
             _Pull(
                 layer,
-                arriving / reference / opening[layer.name],
+                arriving / (reference if layer is head else behind) / opening[layer.name],
                 step,
                 *flow.chance_between(layer, head),
             )

@@ -306,15 +306,18 @@ def _drowning(flow: Flow, add: Site, branch: Site) -> Finding:
 def vanishing_activations(flow: Flow) -> Iterator[Finding]:
     """A signal below LOST that neither normalization nor a residual stream makes up for."""
     kept = _kept_alive(flow)
+    shut = [s for s in flow.sites if s.kind == "norm" and s.forward.second_moment == 0]
+    shut = [site for site in shut if not kept[site.name]]
     for site in flow.sites:
-        if site.kind == "norm" and site.forward.second_moment == 0 and not kept[site.name]:
+        if site in shut:
             yield Finding(
                 "vanishing_activations", site.name, "All that this normalization returns is 0.",
-                "Reset its scale and shift.", reset(site) if site.module else "",
+                "Reset its scale and shift.",
+                joined(dict.fromkeys(reset(norm) for norm in shut if norm.module)),
             )  # fmt: skip
         if site.kind not in SIGNALS or kept[site.name] or not is_clean(site):
             continue
-        if not _fades(flow, site, LOST) or flow.is_zero_head(site):
+        if not _fades(flow, site, LOST) or flow.is_zero_head(site) or site is flow.small_head:
             continue
         onset = _onset(
             flow, site, lambda s: is_clean(s) and _fades(flow, s, 1 / DRIFT), partial(_signal, flow)

@@ -104,14 +104,12 @@ def _is_uniform(layer: Site) -> bool:
 
 def dead_units(flow: Flow) -> Iterator[Finding]:
     """Units whose slope is 0 on the whole batch, more of them than chance explains."""
-    for site in flow.sites:
-        if not _is_dead(site):
-            continue
+    dead = [s for s in flow.sites if _is_dead(s) and not _waits(flow, s)]
+    for site in dead:
         saturated = site.saturated_fraction or 0
         if saturated > _saturation_limit(site.activation):
             continue  # so far out in a tail that float has no slope left
         normal = _inactive_by_chance(flow, site)
-        dead = [s for s in flow.sites if _is_dead(s)]
         evidence = (
             f"{site.dead_fraction:.0%} of the units of {site.name} have slope 0 on the whole "
             f"batch, where {normal:.0%} are expected and half of them at most"
@@ -123,6 +121,17 @@ def dead_units(flow: Flow) -> Iterator[Finding]:
             "Their pre-activations never reach the active side: draw the layer before them anew, "
             "with biases of 0.", code,
         )  # fmt: skip
+
+
+def _waits(flow: Flow, site: Site) -> bool:
+    """Whether all that its layer reads is 0 because a residual branch begins closed: it opens with
+    the branch."""
+    read = [source for feeder in _feeder(flow, site) for source in flow.sources(feeder)]
+    return bool(read) and all(
+        source.forward.second_moment == 0
+        and any(flow.is_upstream(closed, source) for closed in flow.starts_closed)
+        for source in read
+    )
 
 
 def _is_dead(site: Site) -> bool:

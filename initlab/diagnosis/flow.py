@@ -268,10 +268,6 @@ class Flow:
         others = (s for s in self.sources(user) if s.name != source.name)
         return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
 
-    def between(self, first: Site, last: Site) -> tuple[Site, ...]:
-        """The sites executed after the first and before the last."""
-        return self.sites[self._at[first.name] + 1 : self._at[last.name]]
-
     @cached_property
     def reads_input(self) -> dict[str, bool]:
         """By name, whether a site is computed from an input: embedded positions are not."""
@@ -317,6 +313,16 @@ class Flow:
         return layer is self.head and moving and zero
 
     @cached_property
+    def small_head(self) -> Site | None:
+        """A last layer whose weights alone are below ``SMALL``, but not 0: its logits are near 0,
+        as they should be, and its own gradient makes it larger before the others need theirs."""
+        small = [
+            s for s in self.layers if 0 < (weight_gain(s) or 0) < SMALL * self.draw(s).gain ** 2
+        ]
+        moves = self.head is not None and (total(self.head.weight_grad) or 0) > 0
+        return self.head if moves and small == [self.head] else None
+
+    @cached_property
     def starts_closed(self) -> list[Site]:
         """Layers and norms that are 0 so that their residual branch starts closed, and a last layer
         of zeros beside them, as in Fixup: all of it meant."""
@@ -346,16 +352,21 @@ class Flow:
         """The ω of the sin(ω·z) that reads this layer; None where there is none, or none is seen.
 
         To two digits, of the mean over all sines that agree within ``OFF``, as sampling allows.
+        Where no gradient shows it, that of the others, if they all agree.
         """
-        own = self._omegas.get(layer.name)
+        seen = self.seen_omegas
+        own = seen.get(layer.name)
+        if own is None and seen and [user.op for user in self.users(layer)] == ["sin"]:
+            least, most = min(seen.values()), max(seen.values())
+            own = least if most < OFF * least else None
         if own is None:
             return None
-        logs = [math.log(each) for each in self._omegas.values()]
+        logs = [math.log(each) for each in seen.values()]
         alike = [each for each in logs if abs(each - math.log(own)) < math.log(OFF)]
         return float(f"{math.exp(sum(alike) / len(alike)):.2g}")
 
     @cached_property
-    def _omegas(self) -> dict[str, float]:
+    def seen_omegas(self) -> dict[str, float]:
         """By the names of the layers that sines read. The factor itself is not seen, but what it
         does to the gradient is: ω² times the mean of cos², which is one minus that of sin²."""
         found: dict[str, float] = {}

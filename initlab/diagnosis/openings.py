@@ -14,8 +14,8 @@ weights, and smaller with more keys; none of it is lost, since values and output
 logits follow. It is a fault of weights only if those of the query, the keys or the values are:
 smaller than ``SMALL``, or so large that the softmax has but one key left.
 
-An attention written with ``@`` and ``softmax`` is no site. It shows where a layer reads the one
-operand that a trace follows, and those beside it are read by nothing that is seen.
+An attention written with ``@`` and ``softmax`` shows where a site reads a softmax beside something
+else.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def _share(flow: Flow, site: Site, user: Site) -> float:
         return _measured(site, user)
     if user.kind != "affine" or not is_layer(user):
         return 1.0
-    passes = _passes(user)
-    by_weights = passes if passes >= SMALL else 1.0
-    return by_weights * (min(_measured(site, user) / passes, 1.0) if operands and passes else 1.0)
+    passed = passes(user)
+    by_weights = passed if passed >= SMALL else 1.0
+    return by_weights * (min(_measured(site, user) / passed, 1.0) if operands and passed else 1.0)
 
 
 def _measured(site: Site, user: Site) -> float:
@@ -66,7 +66,7 @@ def _measured(site: Site, user: Site) -> float:
     return min(own / summed, 1.0)
 
 
-def _passes(layer: Site) -> float:
+def passes(layer: Site) -> float:
     """fan_out·E W²: the factor by which a layer's weights multiply a sum of squared gradients."""
     if layer.weight is None or layer.fan_out is None:
         return 1.0
@@ -81,11 +81,20 @@ def _is_sane(flow: Flow, operand: Site) -> bool:
 
 
 def beside(flow: Flow, source: Site, user: Site) -> list[Site]:
-    """The other operands of an attention for which this one is a query or a key; else none."""
+    """The other operands of an attention in which this one decides where it looks; else none."""
+    others = [site for site in flow.sources(user) if site != source]
     if user.kind == "attention":
-        values = user.reads[min(2, len(user.reads) - 1)]
-        return [] if source.name == values else [s for s in flow.sources(user) if s != source]
-    return _unseen(flow, user) if is_layer(user) and user.kind == "affine" else []
+        return [] if source.name == user.reads[min(2, len(user.reads) - 1)] else others
+    if weighs(flow, user):
+        return [*others, *(site for end in flow.users(user) for site in beside(flow, user, end))]
+    return others if weighs(flow, source) else []
+
+
+def weighs(flow: Flow, site: Site) -> bool:
+    """Whether it is a softmax, perhaps with dropout after it."""
+    while site.kind == "other" and site.op.lower() != "softmax" and len(flow.sources(site)) == 1:
+        site = flow.sources(site)[0]
+    return site.op.lower() == "softmax"
 
 
 def is_closed_query(flow: Flow, layer: Site) -> bool:
@@ -96,19 +105,3 @@ def is_closed_query(flow: Flow, layer: Site) -> bool:
     return bool(users) and all(
         group and all(other.forward.second_moment > 0 for other in group) for group in others
     )
-
-
-def _unseen(flow: Flow, user: Site) -> list[Site]:
-    """The layers computed along with what this one reads, which get a gradient though nothing that
-    is seen reads them."""
-    first = next(iter(flow.sources(user)), None)
-    while first is not None and not is_layer(first):
-        sources = flow.sources(first)
-        first = sources[0] if sources and first.kind not in ("input", "norm") else None
-    if first is None:
-        return []
-    start = next(iter(flow.sources(first)), first)
-    return [
-        site for site in flow.between(start, user)
-        if is_layer(site) and not flow.users(site) and site.reached
-    ]  # fmt: skip

@@ -98,7 +98,8 @@ def init_(
         batch: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments.
         branches: for whole-model schemes, name patterns of the last layer of each residual branch
-            (for rezero and skipinit, of the scalars); found with ``batch`` if None.
+            (for rezero and skipinit, of the scalars); found with ``batch`` if None (scalars,
+            where all that blocks of the model hold have one name).
         seed: of a private generator, or that generator; None draws from torch's global one. A
             callable of yours draws from it too. Equal seeds of ``init_`` and of ``noise`` or
             ``torch.manual_seed`` give unrelated numbers.
@@ -126,7 +127,8 @@ def init_(
     if gain is not None:
         finite_number("gain", gain, positive=True)
     request = _Request(resolve(scheme, mode, params), activation, gain, mode, bias, bias_std)
-    _check_one_gain(request)
+    if isinstance(request.scheme, Scheme):
+        request.scheme.check_gain(gain)
     generators = _Generators(seed)
     run = None if batch is None else _Batch(model, batch)
     around = _look_around(model, request, run)
@@ -175,15 +177,6 @@ class _Request:
     bias_std: float | None
 
 
-def _check_one_gain(request: _Request) -> None:
-    own = request.scheme.set_gain if isinstance(request.scheme, Scheme) else None
-    if request.gain is not None and own is not None:
-        raise ValueError(
-            f"gain={request.gain} and the scheme's own a or scale, which sets the gain {own:.4g}: "
-            "give one of them"
-        )
-
-
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = "; a scheme fills a tensor: scheme(name)(tensor)" if torch.is_tensor(model) else ""
@@ -203,6 +196,12 @@ def _check_model(model: Any) -> None:
             raise ValueError(
                 f"parameter {name!r} is on the meta device and has no memory to fill; "
                 "model.to_empty(device=…) gives it some"
+            )
+        is_lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+        if not is_lazy and parameter.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made under torch.inference_mode() and cannot be written "
+                "to: build the model outside of it"
             )
 
 
@@ -290,7 +289,8 @@ def _gains(
     for choice in choices:
         chosen = None if choice.reason or not choice.is_weight else choice.scheme
         if chosen is None or request.gain is not None or not chosen.follows_activation:
-            gains[choice.slot.name] = request.gain
+            sets_its_own = chosen is not None and chosen.set_gain is not None
+            gains[choice.slot.name] = None if sets_its_own else request.gain
             continue
         phi = request.activation or _neighbour(choice.slot, chosen, request.mode, around)
         if phi is None and choice.slot.layer not in unknown:
@@ -544,7 +544,19 @@ def _scalars(name: str, slots: Sequence[Slot], patterns: Sequence[str] | None) -
             if not fnmatch.filter(known, pattern):
                 raise unknown_name("branches pattern", pattern, known)
         scalars = [s for s in scalars if any(fnmatch.fnmatchcase(s.name, p) for p in patterns)]
+    elif len(alike := {_role_name(slot.name) for slot in scalars}) > 1 or not scalars[0].layer:
+        raise ValueError(
+            f"scheme {name!r} sets the scalar α of each residual branch x + α·F(x), and which of "
+            f"this model's scalars are that is not clear: {', '.join(sorted(alike))}. Name them, "
+            f"as in branches={'*.alpha' if scalars[0].layer else scalars[0].name!r}"
+        )
     return tuple(scalars)
+
+
+def _role_name(name: str) -> str:
+    """What parameters of equal role in repeated blocks have in common: the last part of the name
+    that is no number."""
+    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
 
 
 # ---------------------------------------------------------------- the report

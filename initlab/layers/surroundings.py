@@ -52,8 +52,9 @@ class Surroundings:
 
     Attributes:
         before: the activation whose output the layer reads; "identity" for the input, for another
-            layer's output and for a residual sum.
-        after: the activation that follows it.
+            layer's output and for a residual sum; no entry where it reads a softmax, to whose
+            output no gain is right.
+        after: the activation that follows it, likewise.
         branches: the residual branches.
         order: the layers in order of execution.
     """
@@ -154,8 +155,8 @@ def _is_activation(module: nn.Module) -> bool:
 def in_trace(model: nn.Module, trace: Trace) -> Surroundings:
     """What one observed batch tells."""
     graph = _Graph(model, trace)
-    before: dict[str, Found] = {}
-    after: dict[str, Found] = {}
+    before: dict[str, Found | None] = {}
+    after: dict[str, Found | None] = {}
     order: list[str] = []
     for site in graph.weighted:
         if site.module not in before:  # of a layer that is called twice, the first call counts
@@ -164,13 +165,20 @@ def in_trace(model: nn.Module, trace: Trace) -> Surroundings:
                 before[layer], after[layer] = "identity", "identity"
             before[site.module] = graph.before(site)
             after[order[-1]] = graph.after(site)
-    return Surroundings(before, after, tuple(graph.branches()), tuple(order))
+    return Surroundings(_known(before), _known(after), tuple(graph.branches()), tuple(order))
+
+
+def _known(found: Mapping[str, Found | None]) -> Mapping[str, Found]:
+    return {layer: phi for layer, phi in found.items() if phi is not None}
 
 
 def _layers_of(model: nn.Module, site: Site) -> list[str]:
     """The layers behind one site: attention holds a second one, which is called unseen."""
     attends = isinstance(model.get_submodule(site.module), nn.MultiheadAttention)
     return [site.module, f"{site.module}.out_proj"] if attends else [site.module]
+
+
+_SOFTMAX = ("softmax", "log_softmax")
 
 
 class _Graph:
@@ -188,17 +196,22 @@ class _Graph:
             for name in site.reads:
                 self.readers.setdefault(name, []).append(site)
 
-    def before(self, site: Site) -> Found:
+    def before(self, site: Site) -> Found | None:
         """The activation on the way from the input to this site."""
         return self._first([self.sites[name] for name in site.reads], backwards=True)
 
-    def after(self, site: Site) -> Found:
+    def after(self, site: Site) -> Found | None:
         """The activation on the way from this site to the output."""
         return self._first(self.readers.get(site.name, []), backwards=False)
 
-    def _first(self, sites: Sequence[Site], *, backwards: bool) -> Found:
-        """The first activation on the way, through norms and modules without weights."""
+    def _first(self, sites: Sequence[Site], *, backwards: bool) -> Found | None:
+        """The first activation on the way, through norms and modules without weights; None if
+        that is a softmax, unless what it gives only weighs something else."""
         for site in sites:
+            if site.op in _SOFTMAX:
+                if len(sites) > 1 or len(site.reads) > 1:
+                    continue
+                return None
             if site.kind == "activation":
                 return self._activation(site)
             if site.kind in ("norm", "other"):

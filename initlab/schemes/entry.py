@@ -178,8 +178,8 @@ class Scheme:
 
         Raises:
             TypeError: not a tensor, or no parameter of this scheme. ValueError: too few or too many
-                dimensions, a shape that the scheme cannot fill, empty, not float, or a whole-model
-                scheme.
+                dimensions, a shape that the scheme cannot fill, empty, not float, a gain beside
+                parameters that set another, or a whole-model scheme.
         """
         if values:
             own = self.with_values(**values)
@@ -197,6 +197,7 @@ class Scheme:
                 f"scheme {self.name!r} needs a non-empty float tensor, got {tensor.dtype} "
                 f"of shape {tuple(tensor.shape)}"
             )
+        self.check_gain(gain)
         fans = self._fans(tensor.shape, gain, fan_in, fan_out)
         with torch.no_grad():
             self.fill(tensor, fans, generator, **self.values)
@@ -323,6 +324,19 @@ class Scheme:
             if value is not None and self.gain == "activation":  # trunc_normal's a is a cut
                 return gain_of(value)
         return None
+
+    def check_gain(self, gain: float | None) -> None:
+        """Refuse a gain beside parameters that set another.
+
+        Raises:
+            ValueError: two gains.
+        """
+        own = self.set_gain
+        if gain is not None and own is not None and not math.isclose(gain, own):
+            raise ValueError(
+                f"gain={gain} and the scheme's own a or scale, which sets the gain {own:.4g}: "
+                "give one of them"
+            )
 
     def with_values(self, **values: Any) -> Scheme:
         """The same scheme with other parameter values.

@@ -2,8 +2,8 @@
 
 **What is observed.** A *site* is one tensor, in execution order: the inputs; the result of every
 operation with weights; of every activation function, however it is called; of every normalization;
-of every residual sum (an addition of equal shapes, both of which depend on the input); the output
-of any other leaf module (kind ``other``); and the output of the model.
+of every residual sum (an addition of equal shapes, both of which depend on the input); of every
+softmax and any other leaf module (kind ``other``); and the output of the model.
 
 **What is measured of a tensor h.** Samples are the entries of ``batch_dim``, units the elements of
 one sample. Variances are population variances: divided by N, not N − 1.

@@ -41,7 +41,7 @@ from initlab.tracing.operations import (
     argument,
     tensors_in,
 )
-from initlab.tracing.origins import Origin, Origins, main_source, unit_axis
+from initlab.tracing.origins import Origin, Origins, is_computed, main_source, unit_axis
 from initlab.tracing.preserving import Preserved
 from initlab.tracing.records import Record
 from initlab.tracing.units import UnitMeter
@@ -182,8 +182,7 @@ class Observer(TorchFunctionMode):
         elif frame.role == "activation":
             self._opaque_activation(frame, module, args, tensor)
         else:
-            origin = self._origins.of(tensor)
-            if origin is not None and origin.dependent:
+            if is_computed(self._origins.of(tensor)):
                 title = getattr(module, "original_name", type(module).__name__)
                 kind: Kind = "norm" if _LOOKS_NORM.search(title) else "other"
                 operation = Operation(kind, title)
@@ -245,7 +244,7 @@ class Observer(TorchFunctionMode):
     def _see_activation(self, operation: Operation, func: Any, call: Call) -> Any:
         z = next(tensors_in(call), None)
         origin = None if z is None else self._origins.of(z)
-        named = None if origin is None or not origin.dependent else activation_of(operation, call)
+        named = activation_of(operation, call) if is_computed(origin) else None
         if z is None or named is None or not z.is_floating_point():
             self._announce_write(func, call)
             result = func(*call[0], **call[1])
@@ -261,10 +260,7 @@ class Observer(TorchFunctionMode):
         result = func(*call[0], **call[1])
         if not isinstance(result, Tensor):
             return result
-        path = self._lent_name()
-        if path is None:
-            reads = origin.record.name if origin.record else self._frames[-1].path
-            path = f"{reads}.{name}" if reads else name
+        path = self._lent_name() or self._read_name(origin, name)
         sources = self._origins.sources(call)
         self._complete(record, result, path, sources, is_written=result is z)
         return result
@@ -292,18 +288,33 @@ class Observer(TorchFunctionMode):
         return result
 
     def _see_recurrent(self, operation: Operation, func: Any, call: Call) -> Any:
-        result = func(*call[0], **call[1])
-        tensor = next(tensors_in(result), None)
         matrices = [
-            (weight, origin.parameter)
+            weight
             for weight in tensors_in(call)
             if weight.ndim > 1
             and (origin := self._origins.of(weight)) is not None
             and origin.parameter is not None
         ]
+        weight = matrices[min(1, len(matrices) - 1)] if matrices else None
+        return self._see_all_results(operation, func, call, weight)
+
+    def _see_attention(self, operation: Operation, func: Any, call: Call) -> Any:
+        weight = None
+        if operation.fans:
+            weight = argument(call, 5, "in_proj_weight")
+            weight = call[1].get("q_proj_weight") if weight is None else weight
+        return self._see_all_results(operation, func, call, weight)
+
+    def _see_all_results(
+        self, operation: Operation, func: Any, call: Call, weight: Tensor | None
+    ) -> Any:
+        """One site for a function, of which its further results (states) are a part."""
+        result = func(*call[0], **call[1])
+        tensor = next(tensors_in(result), None)
         if tensor is None:
             return result
-        weight, parameter = matrices[min(1, len(matrices) - 1)] if matrices else (None, None)
+        origin = None if weight is None else self._origins.of(weight)
+        parameter = origin.parameter if origin else None
         name, module = self._weight_name(operation, parameter)
         record = self._add(tensor, operation, name, call, module=module)
         self._origins.follow(call, result, record=record)
@@ -313,12 +324,10 @@ class Observer(TorchFunctionMode):
                 record.fan_in, record.fan_out = (_whole(f) for f in operation.fans(weight, call))
         return result
 
-    _see_attention = _see_recurrent
-
     def _see_norm(self, operation: Operation, func: Any, call: Call) -> Any:
         result = func(*call[0], **call[1])
         origin = main_source(self._origins.sources(call))
-        if origin is None or not origin.dependent or not _is_signal(result):
+        if not is_computed(origin) or not _is_signal(result):
             self._origins.follow(call, result)
             return result
         scale = call[1].get("weight")
@@ -326,6 +335,21 @@ class Observer(TorchFunctionMode):
         name, module = self._weight_name(operation, held.parameter if held else None)
         self._add(result, operation, name, call, module=module)
         return result
+
+    def _see_other(self, operation: Operation, func: Any, call: Call) -> Any:
+        result = func(*call[0], **call[1])
+        origin = main_source(self._origins.sources(call))
+        if not is_computed(origin) or not _is_signal(result):
+            self._origins.follow(call, result)
+            return result
+        path = self._lent_name() or self._read_name(origin, operation.name)
+        self._add(result, operation, path, call, module=self._frames[-1].path)
+        return result
+
+    def _read_name(self, origin: Origin | None, name: str) -> str:
+        """The name of a site without a module of its own: after what it reads."""
+        reads = origin.record.name if origin and origin.record else self._frames[-1].path
+        return f"{reads}.{name}" if reads else name
 
     def _see_add(self, operation: Operation, func: Any, call: Call) -> Any:
         is_residual = self._is_residual(call[0])
@@ -417,9 +441,8 @@ class Observer(TorchFunctionMode):
         reads: list[str] = []
         for source in sources:
             dependent = dependent or source.dependent
-            if source.record is not None and source.record.name not in reads:
-                reads.append(source.record.name)
-        record.reads = tuple(reads)
+            reads += [each.name for each in source.records]
+        record.reads = tuple(dict.fromkeys(reads))
         record.name = self._unique(name, record)
         record.shape = _shape(tensor)
         self._sites().append(record)

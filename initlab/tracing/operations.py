@@ -114,9 +114,14 @@ def _gate_fans(weight: Tensor, call: Call) -> tuple[float, float]:
 
 def _matmul_fans(weight: Tensor, call: Call) -> tuple[float, float]:
     """``x @ W`` sums over the rows of W, ``W @ x`` over its columns."""
-    operands = list(tensors_in(call[0])) + list(tensors_in(call[1]))
+    args, kwargs = call
+    operands = tensors_in((args, {key: kwargs[key] for key in kwargs if key in _RIGHT_OPERANDS}))
     rows, columns = (weight.shape[-2], weight.shape[-1]) if weight.ndim > 1 else (len(weight), 1)
-    return (rows, columns) if operands[-1] is weight else (columns, rows)
+    last = [operand for operand in operands if operand.is_floating_point()][-1]
+    return (rows, columns) if last is weight else (columns, rows)
+
+
+_RIGHT_OPERANDS = ("other", "mat2", "mat_b", "vec", "batch2")
 
 
 def _tensordot_fans(weight: Tensor, call: Call) -> tuple[float, float]:
@@ -199,6 +204,7 @@ def _operations() -> Iterator[tuple[Iterable[Any], Operation]]:
     yield _everywhere("bilinear"), bilinear
     products = _everywhere("matmul", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm")
     products += _spelled((Tensor, "__matmul__"), (Tensor, "__rmatmul__"))
+    products += _spelled((torch, "_grouped_mm"), (F, "grouped_mm"))  # experts side by side
     yield products, Operation("affine", "matmul", None, _matmul_fans)
     yield [torch.einsum], Operation("affine", "einsum", None, _einsum_fans)
     yield [torch.tensordot], Operation("affine", "tensordot", None, _tensordot_fans)
@@ -219,6 +225,8 @@ def _operations() -> Iterator[tuple[Iterable[Any], Operation]]:
         ("rms_norm", None),
     ):
         yield _everywhere(name), Operation("norm", name, None, None, axis)
+    for name in ("softmax", "log_softmax"):  # no elementwise function: no activation
+        yield _everywhere(name), Operation("other", name)
     yield _everywhere("add"), Operation("add", "add")
     yield (
         _spelled((Tensor, "__add__"), (Tensor, "__radd__"), (Tensor, "__iadd__")),

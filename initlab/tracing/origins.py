@@ -20,16 +20,29 @@ from initlab.tracing.records import Record
 
 
 class Origin(NamedTuple):
-    """Where a tensor comes from, and in which of its dimensions, from the last, its units lie."""
+    """Where a tensor comes from, and in which of its dimensions, from the last, its units lie.
+
+    ``beside`` are further sites that it was computed from: of a product, those of the other factor.
+    """
 
     tensor: weakref.ref[Tensor]
     record: Record | None
     dependent: bool
     parameter: Tensor | None
     unit_axis: int = -1
+    beside: tuple[Record, ...] = ()
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All sites that it was computed from."""
+        return self.beside if self.record is None else (self.record, *self.beside)
 
 
 _OUT_OF_SIGHT = Origin(weakref.ref(torch.empty(0)), None, True, None)
+
+
+_TAKE_A_FORM = {Tensor.type_as, Tensor.to, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as}
+"""Methods to whose result a second tensor gives its type or shape, and no number."""
 
 
 class Origins:
@@ -98,9 +111,19 @@ class Origins:
             results = (call[0][0],)
         else:
             return
-        origin = main_source(self.sources(call)) if results else None
+        sources = self.sources(call) if results else []
+        if func in _TAKE_A_FORM:
+            sources = sources[:1]
+        origin = main_source(sources)
         if origin is None:
             return
+        beside = origin.beside
+        if record is not None:
+            beside = ()
+        elif len(sources) > 1:
+            found = {id(each): each for source in sources for each in source.records}
+            found.pop(id(origin.record), None)
+            beside = tuple(found.values())
         for tensor in results:
             key = id(tensor)
             if self._parameters.get(key) is not tensor:
@@ -111,6 +134,7 @@ class Origins:
                     origin.dependent,
                     origin.parameter,
                     axis,
+                    beside,
                 )
 
 
@@ -125,6 +149,12 @@ def main_source(sources: list[Origin]) -> Origin | None:
             if best is None or not best.dependent:
                 best = origin
     return best
+
+
+def is_computed(origin: Origin | None) -> bool:
+    """Whether a tensor was computed from the input or from another site, and is no more a parameter
+    in another shape: a hypernetwork reads embeddings of its own."""
+    return origin is not None and (origin.dependent or origin.record is not None)
 
 
 def unit_axis(origin: Origin, result: Tensor) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from initlab.errors import seed_number, unknown_name
 from initlab.tracing.checkpoints import accumulate
@@ -108,6 +109,8 @@ def trace(
         copies = _Inputs(model, inputs, kwargs, tracked=backward)
         _check_target(target, loss_fn, copies.batch_size(batch_dim))
         _materialize(model, copies, seed)
+        if backward:
+            _check_gradients(model)
         try:
             return run(copies)
         except RuntimeError as error:
@@ -141,6 +144,12 @@ def _check_arguments(
         raise TypeError(f"model={name} must be an nn.Module instance{hint}")
     if not inputs and not model_kwargs:
         raise ValueError("no inputs: trace(model, batch) needs the batch that the model is to see")
+    for value in (*inputs, *(model_kwargs or {}).values()):
+        if isinstance(value, DataLoader | Dataset | Iterator):
+            raise TypeError(
+                f"the input is a {type(value).__name__}: pass one batch, as in "
+                "batch, target = next(iter(loader)); trace(model, batch, target=target)"
+            )
     for argument, value, choices in (
         ("statistics", statistics, get_args(Statistics)),
         ("probe", probe, get_args(Probe)),
@@ -151,11 +160,23 @@ def _check_arguments(
         raise ValueError(
             "loss_fn without a target: pass target=…, or let output=… pick a scalar loss"
         )
+    if loss_fn is not None and (isinstance(loss_fn, type) or not callable(loss_fn)):
+        name = getattr(loss_fn, "__name__", repr(loss_fn))
+        raise TypeError(f"loss_fn={name} must be a function, as nn.CrossEntropyLoss() makes one")
     if target is not None and loss_fn is None and not isinstance(target, Tensor):
         raise TypeError(
             f"target is a {type(target).__name__}: without a loss_fn it must be a tensor "
             "(integers for cross-entropy, floats for mean squared error)"
         )
+
+
+def _check_gradients(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made under torch.inference_mode(), so that nothing has a "
+                "gradient: build the model outside of it, or pass backward=False"
+            )
 
 
 def _check_target(target: Any, loss_fn: Any, batch_size: int) -> None:
@@ -213,7 +234,11 @@ class _Inputs:
         if isinstance(batch_dim, bool) or not isinstance(batch_dim, int):
             raise TypeError(f"batch_dim={batch_dim!r} must be a whole number, such as 0")
         if not self.tensors:
-            raise ValueError("no tensor among the inputs: there is nothing to trace")
+            given = (*self.args, *self.kwargs.values())
+            raise ValueError(
+                f"no tensor among the inputs ({', '.join(type(each).__name__ for each in given)}): "
+                "there is nothing to trace; torch.as_tensor makes one of an array or a list"
+            )
         for name, tensor in self.tensors.values():
             if tensor.is_nested:
                 raise ValueError(
@@ -305,11 +330,28 @@ def _forward(
         except BaseException as error:
             last = observer.records[-1].name
             error.add_note(f"initlab.trace: raised in the forward pass, after site {last!r}")
+            for hint in _hints(error, observer, copies):
+                error.add_note(f"initlab.trace: {hint}")
             raise
         with observer.following():
             signal = _pick(result, selector)
         observer.see_output(signal)
     return signal
+
+
+def _hints(error: BaseException, observer: Observer, copies: _Inputs) -> Iterator[str]:
+    """What may be wrong with a batch that the model cannot take."""
+    first = next(iter(copies.args), None)
+    if isinstance(error, TypeError) and len(copies.args) == 1 and isinstance(first, list | tuple):
+        yield (
+            f"the batch is one {type(first).__name__} of {len(first)}; its parts are passed one by "
+            "one, as in trace(model, x, target=y) or trace(model, *parts)"
+        )
+    expected = next((p.dtype for p in observer.parameters_requiring_grad()), None)
+    name, given = next((name, tensor.dtype) for name, tensor in copies.tensors.values())
+    speaks_of_it = isinstance(error, RuntimeError) and re.search(r"\btype\b|dtype", str(error))
+    if expected is not None and given != expected and speaks_of_it:
+        yield f"{name} is of {given}, the parameters are of {expected}"
 
 
 def _pick(result: Any, selector: Selector | None) -> Tensor:
@@ -369,8 +411,20 @@ def _loss(signal: Tensor, target: Any, loss_fn: Any) -> tuple[Tensor | None, int
     """The scalar to differentiate and the number of classes; None for a probe."""
     if target is None:
         return (signal, None) if signal.numel() == 1 and signal.ndim == 0 else (None, None)
+    if signal.ndim == 0 and loss_fn is None:
+        raise ValueError(
+            "the output is one number, a loss already: leave target out and pass what it needs to "
+            "the model"
+        )
     if loss_fn is not None:
-        loss = loss_fn(signal, target)
+        try:
+            loss = loss_fn(signal, target)
+        except Exception as error:
+            error.add_note(
+                f"initlab.trace: raised in loss_fn(output, target), of {_describe(signal)} and "
+                f"{_describe(target)}"
+            )
+            raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError(f"loss_fn returned {_describe(loss)}; it must return one number")
         return loss.reshape(()), None
