@@ -1296,6 +1296,32 @@ def test_the_models_own_backward_reaches_no_gradient_of_ours():
     assert model.fc.bias.grad is None
 
 
+class HooksItsChild(nn.Module):
+    """Some models install hooks of their own when they are first called."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.is_hooked = False
+
+    def forward(self, x):
+        if not self.is_hooked:
+            self.fc.register_forward_pre_hook(lambda module, args: None)
+            self.fc.register_forward_hook(lambda module, args, output: output + 1)
+            self.fc.register_full_backward_hook(lambda module, into, out: None)
+            self.is_hooked = True
+        return self.fc(x)
+
+
+def test_hooks_that_a_model_installs_at_its_first_call_are_gone_again():
+    model = HooksItsChild()
+    before = snapshot(model)
+    trace(model, batch(2, 4))
+    assert same(before, snapshot(model))
+    model(batch(2, 4))
+    assert len(model.fc._forward_hooks) == 1
+
+
 def test_accumulation_hooks_of_the_user_do_not_fire():
     model, fired = nn.Linear(6, 2), []
     model.weight.register_post_accumulate_grad_hook(lambda p: fired.append(p))

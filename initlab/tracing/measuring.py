@@ -425,7 +425,8 @@ def _sum_matrix(
         if piece.dtype != dtype or not piece.is_contiguous():
             piece = space.take(piece.shape, dtype).copy_(piece)
         flat = piece.view(-1)
-        squares += torch.dot(flat, flat).item()
+        for part in (flat,) if flat.numel() <= PIECE else flat.split(PIECE):  # a long sample
+            squares += torch.dot(part, part).item()
         if not wish.across:
             total += flat.sum().item()
         else:

@@ -32,7 +32,7 @@ class Preserved:
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.named_modules())
         self._modules = [
-            (module, [part.copy() for part in _attributes(module)])
+            (module, [part.copy() if part else {} for part in _attributes(module)])
             for _, module in self.modules
             if not is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
@@ -65,9 +65,11 @@ class Preserved:
 
     def restore(self) -> None:
         with torch.no_grad():
-            for module, attributes in self._modules:
-                for present, saved in zip(_attributes(module), attributes, strict=True):
-                    _restore_dict(present, saved)
+            for module, saved in self._modules:
+                present = _attributes(module)
+                if not _are_equal(present, saved):
+                    for part, before in zip(present, saved, strict=True):
+                        _restore_dict(part, before)
             for values, saved in self._written.values():
                 values.copy_(saved)
             for parameter, values, pointer, requires_grad, grad in self._parameters:
@@ -100,8 +102,18 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
 
 
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module.__dict__, module._parameters, module._buffers, module._modules
+def _attributes(module: nn.Module) -> list[dict[Any, Any]]:
+    """What a call may change; some models hook their own children at the first one."""
+    return [
+        module.__dict__,
+        module._parameters,
+        module._buffers,
+        module._modules,
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ]
 
 
 def _pointer(tensor: Tensor) -> int:
@@ -113,12 +125,15 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _restore_dict(present: dict[str, Any], saved: dict[str, Any]) -> None:
+def _are_equal(present: list[dict[Any, Any]], saved: list[dict[Any, Any]]) -> bool:
+    """By identity first, so that it costs next to nothing where nothing has changed."""
     try:
-        if present == saved:  # compares by identity first, so this costs next to nothing
-            return
+        return present == saved
     except Exception:  # tensors and arrays that were replaced do not compare
-        pass
+        return False
+
+
+def _restore_dict(present: dict[Any, Any], saved: dict[Any, Any]) -> None:
     for key in [key for key in present if key not in saved]:
         del present[key]
     for key, value in saved.items():
