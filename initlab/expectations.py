@@ -299,6 +299,9 @@ def _pair_panels(
 
 # ---------------------------------------------------------------- many variables at once
 
+_SHARED_BELOW = 2.0
+"""Deviations up to which a smooth function of scale 1 needs no panels of its own."""
+
 
 def hermite_rows(
     integrands: Integrands,
@@ -366,7 +369,3 @@ def _to_hermite(degree: int) -> np.ndarray:
         for n in range(degree + 1)
     ]
     return np.stack(rows, axis=1) / np.sqrt([math.factorial(n) for n in range(degree + 1)])
-
-
-_SHARED_BELOW = 2.0
-"""Deviations up to which a smooth function of scale 1 needs no panels of its own."""

@@ -153,7 +153,7 @@ class Prediction:
 
     ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0. ``unsaid`` holds
     a sentence for everything that theory does not say of any site here: "across_samples_var",
-    "cosine", "var", "band"; and under "backward" where its line is no more than a first guess.
+    "cosine", "var", "band"; and under "backward" where a few units stray from its line one way.
     """
 
     sites: tuple[PredictedSite, ...]
