@@ -258,19 +258,24 @@ def _slopes(phi: Activation, x: np.ndarray) -> np.ndarray:
 
 
 def _homogeneous_pair(right: float, left: float, q: float, decorrelation: float) -> PairMoments:
-    """φ(z) = α·z + β·|z|: the odd and the even part do not mix, and each has a closed form.
-
-    The arc-cosine kernel of order 1 (Cho and Saul 2009, eq. 6) is the case α = β = 1/2.
-    """
+    gap = float(homogeneous_gap(right, left, np.array(decorrelation)))
     alpha, beta = (right + left) / 2, (right - left) / 2
     c, theta = 1 - decorrelation, _angle(decorrelation)
     sine = math.sqrt(decorrelation * (2 - decorrelation))
-    both = 2 / math.pi
-    absolute_gap = decorrelation - both * (sine - theta * c)
-    return PairMoments(
-        product=q * (alpha**2 * c + beta**2 * both * (sine + c * (math.pi / 2 - theta))),
-        gap=q * (alpha**2 * decorrelation + beta**2 * absolute_gap),
-    )
+    absolute = 2 / math.pi * (sine + c * (math.pi / 2 - theta))
+    return PairMoments(product=q * (alpha**2 * c + beta**2 * absolute), gap=q * gap)
+
+
+def homogeneous_gap(right: float, left: float, decorrelation: np.ndarray) -> np.ndarray:
+    """E φ² − E φ(u)φ(v) of pairs at q = 1, where φ(z) = right·z for z > 0 and left·z for z < 0.
+
+    φ(z) = α·z + β·|z|: the odd and the even part do not mix, and each has a closed form. The
+    arc-cosine kernel of order 1 (Cho and Saul 2009, eq. 6) is the case α = β = 1/2.
+    """
+    alpha, beta = (right + left) / 2, (right - left) / 2
+    c, sine = 1 - decorrelation, np.sqrt(decorrelation * (2 - decorrelation))
+    absolute = decorrelation - 2 / math.pi * (sine - np.arctan2(sine, c) * c)
+    return alpha**2 * decorrelation + beta**2 * absolute
 
 
 def _angle(decorrelation: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -294,3 +295,77 @@ def _pair_panels(
     nodes = low + half + half * _PAIR_NODES
     weights = half * _PAIR_WEIGHTS * np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
     return nodes.reshape(*shape, -1), weights.reshape(*shape, -1)
+
+
+# ---------------------------------------------------------------- many variables at once
+
+_SHARED_BELOW = 2.0
+"""Deviations up to which a smooth function of scale 1 needs no panels of its own."""
+
+
+def hermite_rows(
+    integrands: Integrands,
+    means: np.ndarray,
+    variances: np.ndarray,
+    degree: int,
+    kinks: tuple[float, ...] = (),
+    *,
+    smooth: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """E f(x)·h_n(z) for many variables x = mean + √variance·z at once, each with its own panels.
+
+    Args:
+        integrands: maps x of shape (n,) to the values of f and of its derivative, of shape (2, n).
+        means, variances: of shape (rows,).
+        degree: of the last normalized Hermite polynomial h_n.
+        kinks: points where f or its derivative jumps.
+        smooth: f has no scale of its own between its kinks, as where it is linear there.
+
+    Returns:
+        The coefficients of f, of shape (rows, degree + 1), and E f², E f' and E f'², each of shape
+        (rows,); to 1e-6 or better.
+    """
+    scales = np.sqrt(variances)
+    centres = np.stack([(at - means) / np.maximum(scales, 1e-300) for at in {0.0, *kinks}])
+    near = np.abs(centres).min(axis=0) < PAIR_REACH
+    widest = 1.0 if smooth else float(scales[near].max(initial=1.0))
+    own = near if kinks or widest > _SHARED_BELOW else np.zeros_like(near)
+    found = np.empty((len(means), degree + 4))
+    for rows in (own, ~own):
+        if rows.any():
+            at = list(centres[:, rows]) if rows is own else [np.full(1, np.inf)]
+            none = np.zeros((len(at[0]), 0))
+            panels = _pair_panels(at, 1 / widest, _PAIR_STEP, none, split=bool(kinks))
+            found[rows] = _row_moments(integrands, means[rows], scales[rows], degree, *panels)
+    return found[:, :-3], *found.T[-3:]
+
+
+def _row_moments(
+    integrands: Integrands,
+    means: np.ndarray,
+    scales: np.ndarray,
+    degree: int,
+    z: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """The coefficients, E f², E f' and E f'² as columns, with nodes for each row or for all."""
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
+        x = means[:, None] + scales[:, None] * z
+        values, slopes = integrands(x.ravel()).reshape(2, *x.shape)
+        weighted, steep = values * weights, slopes * weights
+        rest = [(weighted * values).sum(axis=1), steep.sum(axis=1), (steep * slopes).sum(axis=1)]
+        powers = [weighted.sum(axis=1)]
+        for _ in range(degree):
+            weighted *= z
+            powers.append(weighted.sum(axis=1))
+        return np.column_stack([np.stack(powers, axis=1) @ _to_hermite(degree), *rest])
+
+
+@lru_cache
+def _to_hermite(degree: int) -> np.ndarray:
+    """From the powers of z, by rows, to the normalized Hermite polynomials."""
+    rows = [
+        np.pad(np.polynomial.hermite_e.herme2poly([0] * n + [1]), (0, degree - n))
+        for n in range(degree + 1)
+    ]
+    return np.stack(rows, axis=1) / np.sqrt([math.factorial(n) for n in range(degree + 1)])

@@ -425,10 +425,13 @@ def test_so_it_is_for_other_biases_norms_losses_and_depths(architecture, changes
 
 
 def test_the_status_says_why_theory_is_silent_of_what_is_drawn():
-    explorer = SignalExplorer(Experiment(architecture="cnn", depth=3, width=8, batch_size=16))
+    start = Experiment(architecture="cnn", depth=3, width=8, batch_size=16, bias=0.3)
+    explorer = SignalExplorer(start)
     assert "No theory" not in explorer.status
     explorer.controls["quantity"].value = "across_samples_var"
-    assert "No theory is drawn of what tells images apart" in explorer.status
+    assert "No theory" not in explorer.status
+    explorer.controls["quantity"].value = "var"
+    assert "No theory is drawn of the variance" in explorer.status
     explorer.controls["quantity"].value = "second_moment"
     explorer.controls["right"].value = "weight_grad"
     assert "No theory is drawn of weight gradients" in explorer.status

@@ -1,26 +1,22 @@
 """How second moments travel through one given stack of layers, forward and backward.
 
-Weights of mean zero, i.i.d. or orthogonal: E h² = fan_in·Var(W)·E φ²(√q z) + Var(b) (He et al.
-2015, eq. 7, for any activation) and backward E δ² = E φ'²(√q z)·fan_out·Var(W)·E δ'² (eq. 13), per
-group of inputs and per position of an image; with the gap between two samples (Poole et al. 2016,
-eq. 5). None of it depends on the width but through fan_in·Var(W), so that networks of most schemes
-share it at any width; what does is in ``scattering``. Weights or biases of nonzero mean move all
-units together: there each input's sum over the units is followed too. Gradients are relative to the
-output's.
+Weights i.i.d. or orthogonal: Var h = fan_in·Var(W)·E φ² + Var(b) (He et al. 2015, eq. 7, for any
+activation) and backward E δ² = E φ'²·fan_out·Var(W)·E δ'² (eq. 13), per sample and per position of
+an image; with the gap between two samples at the same position (Poole et al. 2016, eq. 5). Weights
+or biases of nonzero mean move all units together: E h = fan_in·E W·E φ + E b. None of it depends on
+the width but through fan_in·Var(W) and fan_in·E W, so that networks of most schemes share it at any
+width; what does is in ``scattering``. Gradients are relative to the output's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
 
 from initlab.activations import Activation
-from initlab.expectations import gaussian_expectation
+from initlab.prediction.many import Responses, pair_gaps, responses
 from initlab.theory import Scatter, rigidity
 
 OVERFLOW = 1e290
@@ -31,16 +27,18 @@ OVERFLOW = 1e290
 class Flow:
     """All of an affine layer that second moments depend on at infinite width.
 
-    ``factor`` is fan_in·Var(W); the rest is as in ``Affine``.
+    ``factor`` is fan_in·Var(W), ``shift`` is fan_in·E W; the rest is as in ``Affine``.
     """
 
     factor: float
+    shift: float
+    bias_mean: float
     bias_var: float
     keep: float
     border: str
 
     def blur(self, image: np.ndarray) -> np.ndarray:
-        """The mean over a kernel's taps of (groups, 8, 8) second moments; else unchanged."""
+        """The mean over a kernel's taps of (…, 8, 8) moments; else unchanged."""
         if not self.border or image.ndim < 3:
             return image
         rows, columns = (_taps(size, self.border) for size in image.shape[-2:])
@@ -72,8 +70,9 @@ class Affine:
     @cached_property
     def flow(self) -> Flow:
         """fan_in·Var(W) to 14 digits: networks of equal theory then share their moments."""
-        factor = float(f"{self.inputs * self.taps * self.var:.14g}")
-        return Flow(factor, self.bias_var, self.keep, self.border)
+        fan_in = self.inputs * self.taps
+        factor, shift = (float(f"{fan_in * each:.14g}") for each in (self.var, self.mean))
+        return Flow(factor, shift, self.bias_mean, self.bias_var, self.keep, self.border)
 
     @property
     def backward_factor(self) -> float:
@@ -102,94 +101,87 @@ def _taps(size: int, border: str) -> np.ndarray:
     return (around + beside) / 3
 
 
-# ---------------------------------------------------------------- the moments of many lengths
+# ---------------------------------------------------------------- forward
 
 
-def _second_moments(phi: Activation, q: np.ndarray) -> np.ndarray:
-    """E φ²(√q z), elementwise."""
-    return _each(phi, q, "second_moment")
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Which samples stand for a batch, by their weights, and which pairs of them for its pairs.
 
+    What the weights of pairs sum up to differs from 1 by what a few samples are further apart, or
+    less, than those that they stand for.
+    """
 
-def _slopes(phi: Activation, q: np.ndarray) -> np.ndarray:
-    """E φ'²(√q z), elementwise."""
-    return _each(phi, q, "derivative_second_moment")
+    weights: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    pair_weights: np.ndarray
 
+    def mean(self, values: np.ndarray) -> float:
+        """Over samples and positions."""
+        return float(self.weights @ values.reshape(len(values), -1).mean(axis=1))
 
-def _each(phi: Activation, q: np.ndarray, field: str) -> np.ndarray:
-    if q.size == 1:
-        return np.full_like(q, getattr(phi.moments(q.item()), field))
-    if phi.homogeneous:  # E φ² is in proportion to q, E φ'² the same at every q
-        at_one = getattr(phi.moments(1.0), field)
-        return at_one * q if field == "second_moment" else np.full_like(q, at_one)
-    if q.min() == q.max():
-        return np.full_like(q, getattr(phi.moments(q.flat[0].item()), field))
-    return np.exp(_interpolated(phi, field)(np.log(q.clip(*_INTERPOLATED))))
+    def pair_mean(self, values: np.ndarray) -> float:
+        """Over pairs and positions."""
+        return float(self.pair_weights @ values.reshape(len(values), -1).mean(axis=1))
 
+    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+        """√(E x²·E y²) of the pairs."""
+        roots = np.sqrt(lengths)
+        return roots[self.left] * roots[self.right]
 
-_INTERPOLATED = (1e-12, 1e12)
-
-
-@lru_cache(maxsize=64)
-def _interpolated(phi: Activation, field: str):
-    """ln of a moment over ln q as a cubic spline, good to 1e-6."""
-    from scipy.interpolate import CubicSpline
-
-    low, high = _INTERPOLATED
-    grid = np.linspace(math.log(low), math.log(high), 24 * 16 + 1)
-    values = np.array([getattr(phi.moments(q), field) for q in np.exp(grid).tolist()])
-    return CubicSpline(grid, np.log(values.clip(1e-300)))
-
-
-# ---------------------------------------------------------------- zero-mean weights
+    def unequal(self, lengths: np.ndarray) -> np.ndarray:
+        """(√E x² − √E y²)²/2 of the pairs: by how much E x² on average exceeds ``sizes``."""
+        roots = np.sqrt(lengths)
+        return (roots[self.left] - roots[self.right]) ** 2 / 2
 
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """What theory knows of the signal in one place, for a batch as a few groups stand for it.
+    """What theory knows of the signal in one place, per sample or per sample and position.
 
     Attributes:
-        lengths: E x², of shape (groups,), or (groups, 8, 8) for images.
-        pair_lengths, pair_gaps: of pairs of samples, √(E x²·E y²) and that minus E xy. Of shapes
-            like ``lengths``; or of shape (1,), where only a typical pair is followed.
+        batch: the samples and pairs.
+        lengths: E x², of shape (samples,), or (samples, 8, 8) for images.
+        gaps: of pairs of samples, √(E x²·E y²) − E xy; of shape (pairs,) or (pairs, 8, 8).
+        means: E x over the units; None where weights of nonzero mean do not ask for it.
     """
 
+    batch: Batch
     lengths: np.ndarray
-    pair_lengths: np.ndarray
-    pair_gaps: np.ndarray
+    gaps: np.ndarray
+    means: np.ndarray | None = None
 
     @cached_property
     def second_moment(self) -> float:
-        return float(self.lengths.mean())
+        return self.batch.mean(self.lengths)
 
     @cached_property
     def gap(self) -> float:
-        """The mean of ``pair_gaps``."""
-        return float(self.pair_gaps.mean())
+        """The mean of ``gaps``."""
+        return self.batch.pair_mean(self.gaps)
 
     @cached_property
-    def across_samples_var(self) -> float | None:
+    def across_samples_var(self) -> float:
         """E over pairs of samples of half their squared distance."""
-        if self.pair_gaps.ndim != self.lengths.ndim:
-            return None
-        unequal = self.second_moment - float(self.pair_lengths.mean())
-        return self.gap + max(unequal, 0.0)
+        return self.gap + self.batch.pair_mean(self.batch.unequal(self.lengths))
 
     @cached_property
     def cosine(self) -> float | None:
-        """E xy / √(E x²·E y²), the mean over pairs of samples."""
-        if self.pair_gaps.ndim != self.lengths.ndim:
+        """E xy / √(E x²·E y²), the mean over pairs of samples that are not 0; None without any."""
+        products = (self.batch.sizes(self.lengths) - self.gaps).reshape(len(self.gaps), -1)
+        sizes = self.batch.sizes(self.lengths.reshape(len(self.lengths), -1).mean(axis=1))
+        alive, weights = sizes > 0, self.batch.pair_weights
+        if not alive.any():
             return None
-        places = tuple(range(1, self.pair_gaps.ndim))
-        sizes = self.pair_lengths.sum(axis=places)
-        if not sizes.all():
-            return None
-        cosine = float(np.mean(1 - self.pair_gaps.sum(axis=places) / sizes))
+        turned = 1 - products[alive].mean(axis=1) / sizes[alive]
+        cosine = 1 - float(weights[alive] @ turned * weights.sum() / weights[alive].sum())
         return round(cosine, 9) + 0.0  # to the digits of the quadrature: no −1e-12
 
     @cached_property
     def decorrelation(self) -> float:
         """1 − c of a typical pair."""
-        size = float(self.pair_lengths.mean())
+        size = self.batch.pair_mean(self.batch.sizes(self.lengths)) / self.batch.pair_weights.sum()
         return min(max(self.gap / size, 0.0), 2.0) if size > 0 else 0.0
 
 
@@ -197,21 +189,41 @@ class Signal:
 class Step:
     """One layer: the signal before and after its activation, as a mean over its units.
 
-    ``passed`` is d ln q of it over d ln q of the layer below, 0 in the first. Networks that begin
-    alike share their steps, and with them what is computed here once.
+    Before it, a unit is N(``means``, ``variances``) over draws of the weights, and ``apart`` is
+    √(Var x·Var y) − Cov(x, y) of pairs; ``means`` is None where all are 0. ``passed`` is d ln q of
+    it over d ln q of the layer below, 0 in the first. Networks that begin alike share their steps,
+    and with them what is computed here once.
     """
 
     flow: Flow
     phi: Activation | None
-    before: Signal
+    batch: Batch
+    means: np.ndarray | None
+    variances: np.ndarray
+    apart: np.ndarray
     passed: float
 
     @cached_property
+    def before(self) -> Signal:
+        if self.means is None:
+            return Signal(self.batch, self.variances, self.apart)
+        lengths = self.means**2 + self.variances
+        left, right = self.means[self.batch.left], self.means[self.batch.right]
+        sizes = self.batch.sizes(lengths) - self.batch.sizes(self.variances)
+        return Signal(self.batch, lengths, sizes - left * right + self.apart, self.means)
+
+    @cached_property
+    def made(self) -> Responses | None:
+        """What the activation makes of the samples."""
+        return None if self.phi is None else responses(self.phi, self.means, self.variances)
+
+    @cached_property
     def after(self) -> Signal | None:
-        if self.phi is None:
+        if self.phi is None or self.made is None:
             return None
-        lengths = _second_moments(self.phi, self.before.lengths)
-        return Signal(lengths, *_paired(self.before, self.phi))
+        ends = self.made.at(self.batch.left), self.made.at(self.batch.right)
+        gaps = pair_gaps(self.phi, ends, self.batch.sizes(self.variances), self.apart)
+        return Signal(self.batch, self.made.squares, gaps, self.made.means)
 
     @cached_property
     def read(self) -> Signal | None:
@@ -220,13 +232,13 @@ class Step:
         if after is None or keep == 1:
             return after
         # Masks are drawn for each sample, so that E xy stays while E x² grows by 1/keep.
-        gaps = after.pair_gaps + after.pair_lengths * (1 / keep - 1)
-        return Signal(after.lengths / keep, after.pair_lengths / keep, gaps)
+        gaps = after.gaps + self.batch.sizes(after.lengths) * (1 / keep - 1)
+        return Signal(self.batch, after.lengths / keep, gaps, after.means)
 
-    @cached_property
+    @property
     def slopes(self) -> np.ndarray | None:
-        """E φ'², as ``before.lengths``; None without an activation."""
-        return None if self.phi is None else _slopes(self.phi, self.before.lengths)
+        """E φ'², as ``variances``; None without an activation."""
+        return None if self.made is None else self.made.slope_squares
 
     @cached_property
     def masked(self) -> float:
@@ -261,30 +273,26 @@ def next_step(step: Step, flow: Flow, phi: Activation | None) -> Step | None:
     assert inner is not None
     following = flow.factor * signal.second_moment + flow.bias_var
     passed = 0.0
-    if q > 0 and following > 0:
+    if step.means is None and q > 0 and following > 0:
         passed = flow.factor / step.flow.keep * inner.moments(q).slope * q / following
     return _step(signal, flow, phi, passed)
 
 
 def _step(signal: Signal, flow: Flow, phi: Activation | None, passed: float) -> Step | None:
-    lengths = flow.factor * flow.blur(signal.lengths) + flow.bias_var
-    pair_lengths = flow.factor * flow.blur(signal.pair_lengths) + flow.bias_var
-    if not max(lengths.max(), pair_lengths.max()) < OVERFLOW:
+    batch, means = signal.batch, None
+    variances = flow.factor * flow.blur(signal.lengths) + flow.bias_var
+    if signal.means is not None:
+        means = flow.shift * flow.blur(signal.means) + flow.bias_mean
+    if not variances.max() + (0.0 if means is None else (means**2).max()) < OVERFLOW:
         return None
-    pair_gaps = flow.factor * flow.blur(signal.pair_gaps)
-    return Step(flow, phi, Signal(lengths, pair_lengths, pair_gaps), passed)
+    apart = flow.factor * flow.blur(signal.gaps)
+    if len(signal.lengths) > 1:  # what is unequal here and there, is less so in the mean
+        sizes = flow.factor * flow.blur(batch.sizes(signal.lengths)) + flow.bias_var
+        apart += np.maximum(batch.sizes(variances) - sizes, 0.0)
+    return Step(flow, phi, batch, means, variances, apart, passed)
 
 
-def _paired(before: Signal, phi: Activation) -> tuple[np.ndarray, np.ndarray]:
-    """E φ² of the pairs and the gap between them; those on mirrored pixels are computed once."""
-    lengths, gaps = before.pair_lengths, before.pair_gaps
-    keys = np.stack([lengths.ravel(), gaps.ravel()], axis=1)
-    different, where = np.unique(keys, axis=0, return_inverse=True)
-    apart = [
-        phi.pair_moments(q, min(max(gap / q, 0.0), 2.0)).gap if q > 0 else 0.0
-        for q, gap in different.tolist()
-    ]
-    return _second_moments(phi, lengths), np.array(apart)[where].reshape(lengths.shape)
+# ---------------------------------------------------------------- backward
 
 
 @dataclass(frozen=True)
@@ -323,114 +331,70 @@ def gradient_shares(steps: tuple[Step, ...]) -> list[Shares]:
     last layer without an activation reads the mean over the image of the layer below it.
     """
     rows: list[Shares] = []
-    image = np.ones_like(steps[-1].before.lengths)  # its mean stays 1, and no product underflows
+    batch = steps[0].batch
+    image = np.ones_like(steps[-1].variances)  # its mean stays 1, and no product underflows
     for index in range(len(steps) - 1, -1, -1):
         step, slope, kept = steps[index], None, 1.0
         if step.slopes is not None:
-            image, slope = _normalized(image * step.slopes)
-        lower = steps[index - 1].before.lengths.shape if index else step.before.lengths.shape
+            image, slope = _normalized(image * step.slopes, batch)
+        lower = steps[max(index - 1, 0)].variances.shape
         if not step.flow.border and len(lower) == 3:  # the head under the average over positions
             image, kept = np.ones(lower), 1 / (lower[1] * lower[2]) ** 2
         else:
-            image, kept = _normalized(step.flow.blur(image))
+            image, kept = _normalized(step.flow.blur(image), batch)
         rows.append(Shares(slope, kept))
     return rows[::-1]
 
 
-def _normalized(image: np.ndarray) -> tuple[np.ndarray, float]:
-    mean = float(image.mean()) if image.size > 1 else image.item()
+def _normalized(image: np.ndarray, batch: Batch) -> tuple[np.ndarray, float]:
+    mean = batch.mean(image) if image.size > 1 else image.item()
     return (image / mean if mean > 0 else np.ones_like(image)), mean
 
 
-# ---------------------------------------------------------------- weights or biases of nonzero mean
-
-
-@dataclass(frozen=True)
-class Shared:
-    """One input as weights of nonzero mean see it: the mean and mean square over its units."""
-
-    mean: float
-    second_moment: float
-    weight: float
-
-
-@dataclass(frozen=True)
-class ShiftedStep:
-    """One layer under one input: E h and Var h over the units, and after φ both again."""
-
-    mean: float
-    var: float
-    after: Shared | None
-    keep: float = 1.0
-    slope_mean: float = 1.0
-    slope_second_moment: float = 1.0
-
-
-def shifted_forward(
-    source: Shared, layers: Sequence[Affine], phi: Activation, headless: bool
-) -> list[ShiftedStep]:
-    """The layers that one input passes, as far as floats reach.
-
-    Given the input's sum S = n·E a and sum of squares P = n·E a², pre-activations are
-    N(μS + E b, τ²P + Var b) independently over the units, μ and τ² the weights' mean and variance.
-    """
-    steps: list[ShiftedStep] = []
-    at = source
-    for index, layer in enumerate(layers):
-        fan_in = layer.inputs * layer.taps
-        mean = layer.mean * fan_in * at.mean + layer.bias_mean
-        var = layer.var * fan_in * at.second_moment + layer.bias_var
-        if not mean**2 + var < OVERFLOW:
-            break
-        if headless or index < len(layers) - 1:
-            moments = _shifted_moments(phi, mean, var)
-            after = Shared(moments[0], moments[1], source.weight)
-            at = Shared(moments[0], moments[1] / layer.keep, source.weight)
-            steps.append(ShiftedStep(mean, var, after, layer.keep, moments[2], moments[3]))
-        else:
-            steps.append(ShiftedStep(mean, var, None))
-    return steps
-
-
-@lru_cache(maxsize=65536)
-def _shifted_moments(phi: Activation, mean: float, var: float) -> tuple[float, float, float, float]:
-    """E φ, E φ², E φ', E φ'² for a pre-activation N(mean, var)."""
-
-    def integrands(x: np.ndarray) -> np.ndarray:
-        z = torch.from_numpy(x + mean)
-        value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
-        return np.stack([value, value**2, slope, slope**2])
-
-    if var <= 0:
-        first, second, slope, slope_second = integrands(np.zeros(1))[:, 0]
-    else:
-        kinks = tuple(kink - mean for kink in (0.0, *phi.kinks))
-        first, second, slope, slope_second = gaussian_expectation(integrands, var, kinks)
-    return float(first), float(second), float(slope), float(slope_second)
-
-
-def shifted_backward(
-    steps: Sequence[ShiftedStep], layers: Sequence[Affine], total: float
+@lru_cache(maxsize=16)
+def shifted_gradients(
+    steps: tuple[Step, ...], layers: tuple[Affine, ...]
 ) -> tuple[list[GradientStep], Gradient]:
-    """As ``backward``, for one input under weights of nonzero mean.
+    """As ``scattering.backward``, where weights have a mean μ; no head behind an average.
 
-    Wᵀδ has in every unit the mean μ·Σδ and the variance τ²·Σδ²: two numbers pass down. ``total`` is
-    E (Σδ)² at the output, per unit of E δ².
+    Wᵀδ has in every unit the mean μ·Σδ over taps and units, and the variance τ²·Σδ²: E δ² passes
+    down, and E of two units' product, the same for all of them, at all pairs of positions. Of
+    products of one unit at two positions only the units' common part is followed, 1/n of the sum.
+    Under a loss Σδ = Σ(softmax − y) is 0 at the output.
     """
     rows: list[GradientStep] = []
-    square = 1.0  # E δ² of a unit
-    shared = 0.0  # E of two units' product
+    batch, square = steps[0].batch, np.ones_like(steps[-1].variances)
+    size = square[0].size
+    shared = np.zeros((len(square), size, size))
+    sums = shared
+
+    def gradient(values: np.ndarray) -> Gradient:
+        return Gradient(batch.mean(values), None)
+
     for step, layer in zip(reversed(steps), reversed(layers), strict=True):
         after = read = None
-        if step.after is not None:
-            read, square = Gradient(square, None), square / step.keep
-            after = Gradient(square, None)
-            n = layer.outputs
-            total = n * step.slope_second_moment * square
-            total += n * (n - 1) * step.slope_mean**2 * shared
-            square *= step.slope_second_moment
-        rows.append(GradientStep(after, Gradient(square, None), read))
-        fan_out = layer.outputs * layer.taps
-        shared = layer.mean**2 * total
-        square = layer.var * fan_out * square + shared
-    return rows[::-1], Gradient(square, None)
+        if step.made is not None and step.made.slope_means is not None:
+            read, square = gradient(square), square / step.flow.keep
+            after = gradient(square)
+            own = square * step.made.slope_squares
+            means, n = step.made.slope_means.reshape(len(square), size), layer.outputs
+            together = means[:, :, None] * means[:, None, :] * shared
+            sums = n**2 * together
+            diagonal = np.einsum("gpp->gp", sums)  # a view
+            diagonal += n * (own.reshape(len(square), size) - np.einsum("gpp->gp", together))
+            square = own
+        rows.append(GradientStep(after, gradient(square), read))
+        shared = layer.mean**2 * _summed(sums, step.flow, layer.taps, square.shape)
+        square = layer.backward_factor * step.flow.blur(square)
+        square = square + np.einsum("gpp->gp", shared).reshape(square.shape)
+    return rows[::-1], gradient(square)
+
+
+def _summed(sums: np.ndarray, flow: Flow, taps: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Products of two positions, each summed over the taps that read it."""
+    if not flow.border:
+        return sums
+    groups, height, width = shape
+    ahead = flow.blur(sums.reshape(groups, -1, height, width)).reshape(sums.shape)
+    back = flow.blur(ahead.swapaxes(1, 2).reshape(groups, -1, height, width))
+    return taps**2 * back.reshape(sums.shape).swapaxes(1, 2)
