@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from initlab.errors import finite_number, unknown_name
 from initlab.expectations import (
     PAIR_REACH,
-    gaussian_expectation,
+    gaussian_expectations,
     pair_expectation,
     unresolved_edges,
 )
+from initlab.tables import SmoothTable, stretched, unstretched
 
 ElementwiseFunction = Callable[[Tensor], Tensor]
 Saturates = Literal["none", "low", "high", "both"]
+
+MeanSquare = Literal["second_moment", "derivative_second_moment"]
 
 SATURATED_SLOPE = 0.05
 """An activation counts as saturated where |φ'| stays below this: a gradient passes at under 5 %."""
@@ -167,25 +170,70 @@ class Elementwise(nn.Module):
 
 @lru_cache(maxsize=65536)
 def _moments(phi: Activation, q: float) -> Moments:
-    q = max(q, 1e-300)
-    moments = _expect_moments(phi, q)
-    if q < 1e-10 and float(phi.function(torch.zeros(1, dtype=torch.float64))):
+    q, slopes = max(q, 1e-300), phi.homogeneous
+    if slopes is not None:
+        right, left = slopes
+        slope = (right**2 + left**2) / 2
+        return Moments(math.sqrt(q / (2 * math.pi)) * (right - left), q * slope, slope, slope)
+    offset = _offset(phi)
+    if q < 1e-10 and offset:
         # E[φ φ' z]/√q cancels where φ(0) ≠ 0; the slope is at its limit here.
-        return replace(moments, slope=_moments(phi, 1e-10).slope)
-    return moments
+        return replace(_expect_moments(phi, q), slope=_moments(phi, 1e-10).slope)
+    # A ratio is as good as the larger of its terms, so that of a short signal is not tabulated.
+    found = _moments_table(phi).at(stretched(q)) if q > 1e-3 or not offset else None
+    if found is None:
+        return _expect_moments(phi, q)
+    log_second, log_slope, mean, slope = found.tolist()
+    power, slope_power = _powers(phi)
+    second = math.exp(log_second + power * math.log(q))
+    slope_second = math.exp(log_slope + slope_power * math.log(q))
+    return Moments(mean * math.sqrt(second), second, slope_second, slope * slope_second)
+
+
+@lru_cache(maxsize=512)
+def _offset(phi: Activation) -> float:
+    return float(phi.function(torch.zeros(1, dtype=torch.float64)))
+
+
+@lru_cache(maxsize=512)
+def _powers(phi: Activation) -> tuple[float, float]:
+    """The powers of q, in halves, with which E φ² and E φ'² begin."""
+    small = 2.0**-80
+    seconds = _expect_many(phi, np.array([small, small / 16]))[1:3].tolist()
+    value, slope = (math.log2(a / b) / 4 if 0 < a < math.inf and b else 0.0 for a, b in seconds)
+    return round(2 * value) / 2, round(2 * slope) / 2
+
+
+@lru_cache(maxsize=256)
+def _moments_table(phi: Activation) -> SmoothTable:
+    """ln E φ² and ln E φ'² without their powers, E φ/√(E φ²), and (d E φ²/dq)/E φ'²."""
+
+    def fill(_: tuple[int, ...], nodes: list[np.ndarray]) -> np.ndarray:
+        q, (power, slope_power) = unstretched(nodes[0]), _powers(phi)
+        mean, second, slope_second, slope = _expect_many(phi, q)
+        logs = np.log(second) - power * np.log(q), np.log(slope_second) - slope_power * np.log(q)
+        return np.stack([*logs, mean / np.sqrt(second), slope / slope_second])
+
+    return SmoothTable(fill, orders=(15,), tolerance=1e-12)
 
 
 def _expect_moments(phi: Activation, q: float) -> Moments:
+    return Moments(*_expect_many(phi, np.array([q]))[:, 0].tolist())
+
+
+def _expect_many(phi: Activation, q: np.ndarray) -> np.ndarray:
+    """The fields of Moments, of shape (4, m)."""
+
     def integrands(x: np.ndarray) -> np.ndarray:
         z = torch.from_numpy(x)
         value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
         return np.stack([value, value**2, slope**2, value * slope * x])
 
-    mean, second, slope_second, weighted = gaussian_expectation(integrands, q, phi.kinks)
-    slope = float(weighted / q)
+    mean, second, slope_second, weighted = gaussian_expectations(integrands, q, phi.kinks)
+    slope = weighted / q
     for at, rise in _square_jumps(phi):  # what φ' does not see
-        slope += rise * at / (2 * q) * math.exp(-(at**2) / (2 * q)) / math.sqrt(2 * math.pi * q)
-    return Moments(float(mean), float(second), float(slope_second), slope)
+        slope += rise * at / (2 * q) * np.exp(-(at**2) / (2 * q)) / np.sqrt(2 * math.pi * q)
+    return np.stack([mean, second, slope_second, slope])
 
 
 @lru_cache(maxsize=512)

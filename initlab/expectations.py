@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,7 @@ _REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
 _FAR_REACH = 37.0  # where exp(−z²/2) leaves floats; for functions that grow as fast as it falls
 _ROUNDS = 30
 _MOST_PANELS = 4096
+_BUT_LAST, _BUT_FIRST = slice(None, -1), slice(1, None)
 
 
 def _gauss_legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,45 +63,75 @@ def gaussian_expectation(
         Array of shape (k,); inf where the expectation is infinite, leaves floats, or has not
         converged within 37 standard deviations.
     """
+    return gaussian_expectations(integrands, np.array([q]), kinks)[:, 0]
+
+
+def gaussian_expectations(
+    integrands: Integrands, q: np.ndarray, kinks: tuple[float, ...] = ()
+) -> np.ndarray:
+    """The same for m variances at once: of shape (k, m)."""
     for reach in (_REACH, _FAR_REACH):
-        expected, ends = _expectation(integrands, q, kinks, reach)
+        expected, ends = _expectations(integrands, np.sqrt(q), kinks, reach)
         if not ends.any():
             break
     return np.where(ends | ~np.isfinite(expected), np.inf, expected)
 
 
-def _expectation(
-    integrands: Integrands, q: float, kinks: tuple[float, ...], reach: float
+def _expectations(
+    integrands: Integrands, scale: np.ndarray, kinks: tuple[float, ...], reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The integral within ±reach, and whether the integrand is cut off there while it weighs."""
-    scale = math.sqrt(q)
-    edges = _panel_edges(scale, kinks, reach)
-    low, high = edges[:-1], edges[1:]
-    total: np.ndarray | float = 0.0
+    """The integrals within ±reach, and whether an integrand is cut off there while it weighs."""
+    rows = [_panel_edges(each, kinks, reach) for each in scale.tolist()]
+    low, high = (np.concatenate([row[part] for row in rows]) for part in (_BUT_LAST, _BUT_FIRST))
+    owner = np.repeat(np.arange(len(rows)), [len(row) - 1 for row in rows])
+    first = np.searchsorted(owner, np.arange(len(rows)))
+    total: Any = 0.0
     size: Any = None
     ends: Any = None
     for last in (*[False] * _ROUNDS, True):
-        half = (high - low) / 2
-        z = (low + half)[:, None] + half[:, None] * _NODES
-        density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
-            values = integrands((scale * z).ravel()).reshape(-1, *z.shape) * density
-            parts = (values @ _WEIGHTS) * half
-            rough = np.abs(values @ _UNRESOLVED).max(axis=-1) * half
+        values, parts, rough = _panels(integrands, scale[owner], low, high)
         if size is None:
-            size = np.abs(parts).sum(axis=1)
-            at_ends = np.abs(values[:, [0, -1], [-2, -1]]).max(axis=-1)
-            ends = at_ends > 1e-14 * np.abs(values).max(axis=(1, 2))
-        bad = (rough > 1e-14 * (size[:, None] + np.finfo(float).tiny)).any(axis=0)
+            size = np.add.reduceat(np.abs(parts), first, axis=1)
+            ends = _at_ends(values, first)
+        bad = (rough > 1e-14 * (size[:, owner] + np.finfo(float).tiny)).any(axis=0)
         bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
-        if last or not bad.any() or 2 * bad.sum() > _MOST_PANELS:
+        if last or not bad.any() or 2 * bad.sum() > _MOST_PANELS * len(scale):
             # What halving does not shrink is a pole.
-            pole = last & (np.abs(parts[:, bad]).sum(axis=1) > 1e-3 * size)
-            return np.where(pole, np.inf, total + parts.sum(axis=1)), ends
-        total = total + parts[:, ~bad].sum(axis=1)
+            pole = last & (_summed(np.abs(parts) * bad, owner, len(scale)) > 1e-3 * size)
+            return np.where(pole, np.inf, total + _summed(parts, owner, len(scale))), ends
+        total = total + _summed(parts * ~bad, owner, len(scale))
         middle = (low[bad] + high[bad]) / 2
         low, high = np.concatenate([low[bad], middle]), np.concatenate([middle, high[bad]])
+        owner = np.concatenate([owner[bad], owner[bad]])
     raise AssertionError("unreachable: the last round returns")
+
+
+def _panels(
+    integrands: Integrands, scale: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The integrands times the density at the nodes of each panel, their integrals over it, and
+    how much of them it leaves unresolved."""
+    half = (high - low) / 2
+    z = (low + half)[:, None] + half[:, None] * _NODES
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
+        values = integrands((scale[:, None] * z).ravel()).reshape(-1, *z.shape) * density
+        return values, (values @ _WEIGHTS) * half, np.abs(values @ _UNRESOLVED).max(axis=-1) * half
+
+
+def _at_ends(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Whether the integrands still weigh at the outer ends of the panels from ``first`` on."""
+    final = np.append(first[1:], values.shape[1]) - 1
+    outer = np.maximum(np.abs(values[:, first, -2]), np.abs(values[:, final, -1]))
+    most = np.maximum.reduceat(np.abs(values).max(axis=-1), first, axis=1)
+    return outer > 1e-14 * most
+
+
+def _summed(parts: np.ndarray, owner: np.ndarray, owners: int) -> np.ndarray:
+    """The sums over the panels of each owner: (k, panels) to (k, owners)."""
+    if owners == 1:
+        return parts.sum(axis=1, keepdims=True)
+    return np.stack([np.bincount(owner, row, owners) for row in parts])
 
 
 def _panel_edges(scale: float, kinks: tuple[float, ...], reach: float = _REACH) -> np.ndarray:
@@ -187,44 +219,74 @@ def pair_expectation(
     """
     opposite = decorrelation > 1
     own = 2 - decorrelation if opposite else decorrelation
-    shared_scale, own_scale = math.sqrt(1 - own), math.sqrt(own)
     points = {0.0, *kinks, *((-kink for kink in kinks) if opposite else ())}
-    features = [point / math.sqrt(q) for point in sorted(points)]
-    fine = np.zeros(0) if edges is None else edges / math.sqrt(q)
-    # A kink is blurred by the own parts; what is merely steep varies on the scale 1/√q.
-    blur = own_scale if kinks else max(own_scale, 1 / math.sqrt(q))
-    step = _PAIR_STEP if kinks or q > 1 else _SMOOTH_STEP
-    if shared_scale == 0:
-        y, weight_y = np.zeros(1), np.ones(1)
-    else:
-        centres = [np.array(feature / shared_scale) for feature in features]
-        seen = _apart(fine, own_scale / 2)
-        if opposite:  # u and −v: y must be as fine on either side
-            beside = _apart(np.unique(np.abs(fine)), own_scale / 2)
-            seen = np.concatenate([-beside, beside])
-        y, weight_y = _pair_panels(
-            centres, blur / shared_scale, step, seen / shared_scale, split=False
-        )
-    if own_scale == 0:
-        z, weight_z = np.zeros((len(y), 1)), np.ones((len(y), 1))
-    else:
-        centres = [(feature - shared_scale * y) / own_scale for feature in features]
-        sharpness = 1 / math.sqrt(q) / own_scale
-        shared = shared_scale * y
-        extra = (_near(fine, shared, PAIR_REACH * own_scale) - shared[:, None]) / own_scale
-        z, weight_z = _pair_panels(centres, sharpness, step, extra, split=bool(kinks))
-    x = math.sqrt(q) * (shared_scale * y[:, None] + own_scale * z)
+    parts = _Parts(
+        math.sqrt(q),
+        math.sqrt(1 - own),
+        math.sqrt(own),
+        bool(kinks),
+        [point / math.sqrt(q) for point in sorted(points)],
+        np.zeros(0) if edges is None else edges / math.sqrt(q),
+    )
+    y, weight_y = parts.shared_nodes(both_sides=opposite)
+    z, weight_z = parts.own_nodes(y)
+    x = math.sqrt(q) * (parts.shared * y[:, None] + parts.own * z)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
         values = function(x.ravel()).reshape(x.shape)
         inner = (values * weight_z).sum(axis=-1)
-        partner = inner[::-1] if opposite else inner
-        product = float((inner * weight_y) @ partner)
+        product = float((inner * weight_y) @ (inner[::-1] if opposite else inner))
         if decorrelation < _LINEAR_BELOW:
             return product, math.nan
         if opposite:
             return product, float((values**2 * weight_z).sum(axis=-1) @ weight_y) - product
         apart = ((values - inner[:, None]) ** 2 * weight_z).sum(axis=-1)
         return product, float(apart @ weight_y)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A pair of scale √q as its shared and its own parts, and what f has in store for them.
+
+    Attributes:
+        scale: √q.
+        shared, own: the parts of a pair of unit scale.
+        kinked: whether f has kinks.
+        features: kinks and 0, in units of the scale.
+        fine: the further edges that f needs, likewise.
+    """
+
+    scale: float
+    shared: float
+    own: float
+    kinked: bool
+    features: list[float]
+    fine: np.ndarray
+
+    @property
+    def step(self) -> float:
+        return _PAIR_STEP if self.kinked or self.scale > 1 else _SMOOTH_STEP
+
+    def shared_nodes(self, *, both_sides: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights of y; ``both_sides`` makes them symmetric, for u and −v."""
+        if self.shared == 0:
+            return np.zeros(1), np.ones(1)
+        # A kink is blurred by the own parts; what is merely steep varies on the scale 1/√q.
+        blur = self.own if self.kinked else max(self.own, 1 / self.scale)
+        seen = _apart(np.unique(np.abs(self.fine)) if both_sides else self.fine, self.own / 2)
+        seen = np.concatenate([-seen, seen]) if both_sides else seen
+        centres = [np.array(feature / self.shared) for feature in self.features]
+        return _pair_panels(centres, blur / self.shared, self.step, seen / self.shared, split=False)
+
+    def own_nodes(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights of z, a row for each y."""
+        if self.own == 0:
+            return np.zeros((len(y), 1)), np.ones((len(y), 1))
+        shared = self.shared * y
+        centres = [(feature - shared) / self.own for feature in self.features]
+        near = _near(self.fine, shared, PAIR_REACH * self.own)
+        extra = (near - shared[:, None]) / self.own
+        sharpness = 1 / self.scale / self.own
+        return _pair_panels(centres, sharpness, self.step, extra, split=self.kinked)
 
 
 def unresolved_edges(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initlab import ACTIVATIONS, ARCHITECTURES, SCHEMES, Experiment, predict
+from initlab import ACTIVATIONS, ARCHITECTURES, SCHEMES, Experiment, activations, predict
 from initlab.networks import NORMS
 from initlab.prediction.many import pair_gaps, responses
 
@@ -416,3 +416,26 @@ def test_without_its_band_a_prediction_is_the_same(data):
         assert a.forward.second_moment == b.forward.second_moment
         assert a.backward.second_moment == b.backward.second_moment
         assert b.forward.low is b.backward.high is None
+
+
+@pytest.mark.parametrize("scheme", ["xavier_normal", "pytorch_default", "orthogonal"])
+@pytest.mark.parametrize("phi", ["tanh", "gelu", "hardswish"])
+def test_a_width_never_seen_needs_no_integral(phi, scheme, monkeypatch):
+    """Moving a slider stays live: a quadrature takes half a millisecond, each layer needs two."""
+    experiment = Experiment(depth=60, width=120, activation=phi, scheme=scheme, data="digits")
+    for width in (60, 300, 90):
+        experiment.replace(width=width).predict()
+    integrated = []
+    for name in ("gaussian_expectations", "pair_expectation"):
+        monkeypatch.setattr(activations, name, lambda *args: integrated.append(args))
+    experiment.replace(width=113).predict()
+    assert not integrated
+
+
+def test_where_nothing_varies_a_kink_has_the_slope_that_torch_gives_it():
+    experiment = Experiment(depth=3, width=16, scheme="zeros", activation="relu")
+    gradients = [site.backward.second_moment for site in experiment.predict()]
+    assert gradients == [0.0] * 6 + [1.0, 1.0]
+    assert [site.backward.second_moment > 0 for site in experiment.run()] == [False] * 6 + [
+        True
+    ] * 2

@@ -28,7 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # import Trace`) and never name a file behind it; the files inside name each other, and never the
 # door. Only explorers/ is all doors: each of its apps stands for itself.
 FLOORS = [
-    {"errors", "expectations"},
+    {"errors", "expectations", "tables"},
     {"activations", "data"},
     {"theory", "tracing", "networks"},
     {"layers"},

@@ -9,7 +9,7 @@ a pair apart is good to 1 % up to q = 10, and to 10 % where a saturating φ is a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -56,10 +56,17 @@ class Responses:
 def responses(phi: Activation, means: np.ndarray | None, variances: np.ndarray) -> Responses:
     """Of an activation to N(mean, variance), elementwise; None is a mean of 0 everywhere."""
     if means is not None:
-        return _integrated(phi, means, variances)
-    if variances.size == 1 or phi.homogeneous:
-        return _exact(phi, variances)
-    return _tabled(phi, variances)
+        made = _integrated(phi, means, variances)
+    elif variances.size == 1 or phi.homogeneous:
+        made = _exact(phi, variances)
+    else:
+        made = _tabled(phi, variances)
+    if variances.all():
+        return made
+    # Where nothing varies, φ' is that at one point: at a kink torch's, not the mean of its sides.
+    at = np.zeros_like(variances) if means is None else means
+    slopes = phi.derivative(torch.from_numpy(at)).numpy() ** 2
+    return replace(made, slope_squares=np.where(variances > 0, made.slope_squares, slopes))
 
 
 def pair_gaps(

@@ -423,7 +423,7 @@ def _noise(image: bool, inputs: int, batch_size: int, moved: bool, summed: bool)
     numbers = inputs * batch_size * (64 if image else 1)
     gap = GapScatter(batch_size, like, single=2 / numbers, both=2 / numbers)
     signal = _summed_noise(image, inputs) if summed else _white(image, moved)
-    return Source(signal, Scatter(single=math.log1p(2 / inputs), angle=like), gap)
+    return Source(signal, Scatter(single=math.log1p(2 * like), angle=like), gap)
 
 
 @lru_cache
@@ -485,9 +485,35 @@ def _given(data: str, image: bool, batch_size: int, inputs: int, seed: int, move
         apart = x.var(axis=0, ddof=1).mean() / signal.across_samples_var
         of = replace(of, pair_weights=of.pair_weights * apart)
         signal = replace(signal, batch=of)
-    cosines = x @ x.T / np.sqrt(np.outer(squares, squares)) / x.shape[1]
-    angle = float(np.var(cosines[np.triu_indices(len(x), k=1)])) if len(x) > 1 else 0.0
-    return Source(signal, Scatter(angle=angle), GapScatter(batch_size, _alike(x)))
+    scatter = _scatter_of_patches(x) if image else Scatter(angle=_scatter_of_cosines(x))
+    return Source(signal, scatter, GapScatter(batch_size, _alike(x)))
+
+
+def _scatter_of_cosines(x: np.ndarray) -> float:
+    """The variance of the cosines between samples."""
+    if len(x) == 1:
+        return 0.0
+    directions = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return float(np.var((directions @ directions.T)[np.triu_indices(len(x), k=1)]))
+
+
+def _scatter_of_patches(x: np.ndarray) -> Scatter:
+    """The same of the patches that a convolution reads, wherever in the images they are.
+
+    They are weighted by their squares, on which all that is behind them depends. ``common`` is how
+    much of the scatter is left in the mean over the positions of two images, at each displacement.
+    """
+    images = x[:_PATCHED].reshape(-1, 8, 8)
+    around = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    patches = np.lib.stride_tricks.sliding_window_view(around, (3, 3), axis=(1, 2)).reshape(-1, 9)
+    products = patches @ patches.T / (9 * (patches**2).mean())
+    waves = np.fft.fft2(images)
+    lagged = np.fft.ifft2(waves[:, None] * waves.conj()).real / (64 * (images**2).mean())
+    return Scatter(angle=float(products.var()), common=float(lagged.var()))
+
+
+_PATCHED = 16
+"""Images whose patches are compared with each other."""
 
 
 def _representative(x: np.ndarray, count: int) -> list[int]:

@@ -10,6 +10,7 @@ width; what does is in ``scattering``. Gradients are relative to the output's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -256,7 +257,11 @@ class Step:
         q, apart = self.before.second_moment, self.before.decorrelation
         if self.phi is None or self.after is None or not (q > 0 and self.after.gap > 0):
             return 1.0
-        return min(self.phi.slope_product(q, apart) * self.before.gap / self.after.gap, 1.0)
+        lengths, nearby = np.array([q, q]), np.array([0.95, 1 / 0.95])
+        made = responses(self.phi, None, lengths)
+        gaps = pair_gaps(self.phi, (made, made), lengths, q * np.minimum(apart * nearby, 2.0))
+        below, above = gaps.tolist()
+        return min(math.log(above / below) / math.log(nearby[1] / nearby[0]), 1.0) if below else 1.0
 
 
 @lru_cache(maxsize=2048)

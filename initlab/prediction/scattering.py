@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from initlab.activations import Activation
 from initlab.prediction.propagation import (
     Affine,
     Gradient,
@@ -21,6 +20,7 @@ from initlab.prediction.propagation import (
 )
 from initlab.theory import (
     GapScatter,
+    Image,
     Layer,
     LengthLaw,
     Scatter,
@@ -58,8 +58,24 @@ class Draw:
         signal, phi = self.step.before, self.step.phi
         assert phi is not None
         q, (low, high) = signal.second_moment, _RANGE
-        rigid, inside = self.layer.rigidity(q), min(max(q, low), high)
-        return Layer(phi, self.layer.outputs, inside, signal.decorrelation, rigid, self.layer.keep)
+        return Layer(
+            phi,
+            self.layer.outputs,
+            min(max(q, low), high),
+            signal.decorrelation,
+            self.layer.rigidity(q),
+            self.layer.keep,
+            self.image,
+        )
+
+    @cached_property
+    def image(self) -> Image | None:
+        """The positions of a convolution."""
+        return Image(self.step.before.lengths.shape[-1]) if self.layer.border else None
+
+    @property
+    def positions(self) -> int:
+        return self.image.positions if self.image else 1
 
     @cached_property
     def before(self) -> Scatter | None:
@@ -68,11 +84,17 @@ class Draw:
             return None
         signal = self.step.before
         rigid = self.layer.rigidity(signal.second_moment)
-        return self.kernel.over_units(self.layer.outputs, signal.decorrelation, rigid)
+        units = self.kernel.over_units(self.layer.outputs, signal.decorrelation, rigid)
+        return units.over_positions(self.positions)
 
     @cached_property
     def after(self) -> Scatter | None:
         """The scatter of the activations' mean square."""
+        return None if self.activated is None else self.activated.over_positions(self.positions)
+
+    @cached_property
+    def activated(self) -> Scatter | None:
+        """The same of each position of an image."""
         return None if self.kernel is None else activated(self.kernel, self.at)
 
     @cached_property
@@ -94,19 +116,10 @@ class Draw:
 
     @cached_property
     def response(self) -> tuple[float, float]:
-        """What scattered lengths do to ln E φ'²: its change per ln q, and by how much its mean is
-        off that at the mean-field length.
-
-        Taken between one deviation below and one above, not at a point: over what a deep network
-        scatters, E φ'² bends.
-        """
-        q, phi = self.step.before.second_moment, self.step.phi
-        if phi is None or self.kernel is None or not q > 0:
+        """What scattered lengths do to ln E φ'²; see ``Layer.response``."""
+        if self.step.phi is None or self.kernel is None:
             return 0.0, 0.0
-        at, stray = math.log(q), math.sqrt(self.kernel.single) + 1e-3
-        points = (at, at + self.kernel.shift - stray, at + self.kernel.shift + stray)
-        here, low, high = (_log_slopes(phi, point) for point in points)
-        return (high - low) / (2 * stray), (high + low) / 2 - here
+        return self.at.response("derivative_second_moment", self.kernel, self.kernel.own)
 
 
 @lru_cache(maxsize=8192)
@@ -120,13 +133,18 @@ def first_draw(scatter: Scatter | None, gap: GapScatter | None, step: Step, laye
 def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
     """The layer that reads another's activations."""
     below, factor = draw.step, layer.flow.factor
-    if draw.kernel is None or below.read is None or not step.before.second_moment > 0:
+    if (
+        draw.kernel is None
+        or draw.activated is None
+        or below.read is None
+        or not step.before.second_moment > 0
+    ):
         return Draw(step, layer, None, None)
     at, following = draw.at, factor * below.read.second_moment + layer.bias_var
     next_q = following / below.before.second_moment * at.q
     if not 0 < next_q < math.inf:
         return Draw(step, layer, None, None)
-    kernel = advanced(draw.kernel, at, factor, next_q)
+    kernel = advanced(draw.kernel, draw.activated, at, factor, next_q)
     if not math.isfinite(kernel.single + kernel.pair + kernel.shift):
         return Draw(step, layer, None, None)
     if draw.gap is None or draw.slopes is None:
@@ -135,23 +153,6 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
     gap = parted(draw.gap, draw.kernel, at, draw.slopes, response,
                  carried=below.carried, masked=below.masked, passed=step.passed)  # fmt: skip
     return Draw(step, layer, kernel, gap)
-
-
-def _log_slopes(phi: Activation, log_q: float) -> float:
-    """ln E φ'² at one length, between knots that all networks share."""
-    low, high = (math.log(end) for end in _RANGE)
-    place = min(max(log_q, low), high) * _KNOTS
-    below = math.floor(place)
-    first, second = _log_slopes_at(phi, below), _log_slopes_at(phi, below + 1)
-    return first + (place - below) * (second - first)
-
-
-@lru_cache(maxsize=8192)
-def _log_slopes_at(phi: Activation, knot: int) -> float:
-    return math.log(max(phi.moments(math.exp(knot / _KNOTS)).derivative_second_moment, 1e-300))
-
-
-_KNOTS = 8  # per e-fold of q
 
 
 # ---------------------------------------------------------------- gradients
@@ -169,13 +170,16 @@ def backward(draws: Sequence[Draw], likeness: float) -> tuple[list[GradientStep]
     size, scatter, below = 1.0, Scatter(angle=likeness), Scatter()
     rigid = 1.0  # relative to the output's gradient, the output's own draw does not scatter
     followed = all(draw.kernel is not None for draw in draws)
+    # Behind an average over the image the gradients of its positions are one.
+    positions = draws[-1].positions
     drifts = _drifts(draws) if followed else [(0.0, 0.0, 0.0)] * (len(draws) + 1)
 
     def gradient(at: Scatter, drift: tuple[float, float, float]) -> Gradient:
         if not followed:
             return Gradient(size, None)
-        single, pair, shift = at.single + drift[0], at.pair + drift[1], at.shift + drift[2]
-        return Gradient(size, Scatter(single, pair, shift, at.angle))
+        single, pair = max(at.single + drift[0], 0.0), max(at.pair + drift[1], 0.0)
+        total = Scatter(single, pair, at.shift + drift[2], at.angle)
+        return Gradient(size, total.over_positions(positions))
 
     for index in range(len(draws) - 1, -1, -1):
         draw, share = draws[index], shares[index]
@@ -195,6 +199,12 @@ def backward(draws: Sequence[Draw], likeness: float) -> tuple[list[GradientStep]
     return rows[::-1], gradient(below, drifts[0])
 
 
+def _weights_share(below: Step, above: Step) -> float:
+    """The share of a layer's length that its weights make, the rest being the bias."""
+    read, length = below.read, above.before.second_moment
+    return above.flow.factor * read.second_moment / length if read and length > 0 else 0.0
+
+
 def _drifts(draws: Sequence[Draw]) -> list[tuple[float, float, float]]:
     """How much the scatter of the lengths adds to that of the gradient, at each layer and above.
 
@@ -207,15 +217,19 @@ def _drifts(draws: Sequence[Draw]) -> list[tuple[float, float, float]]:
     phi = draws[0].step.phi
     if phi is None or phi.homogeneous:
         return rows * (len(draws) + 1)
-    reach = fresh_single = fresh_pair = shift = 0.0
+    reach = single = pair = shift = 0.0
     for index in range(len(draws) - 1, -1, -1):
-        here, passed = draws[index].kernel or Scatter(), 0.0
+        draw, here, passed = draws[index], draws[index].kernel or Scatter(), 0.0
         if index + 1 < len(draws):
             new, passed = draws[index + 1].kernel or Scatter(), draws[index + 1].step.passed
-            fresh_single += reach**2 * max(new.single - passed**2 * here.single, 0.0)
-            fresh_pair += reach**2 * max(new.pair - passed**2 * here.pair, 0.0)
-        response, offset = draws[index].response
+            single += reach**2 * max(new.single - passed**2 * here.single, 0.0)
+            pair += reach**2 * max(new.pair - passed**2 * here.pair, 0.0)
+            # The units that make the layers above longer are those that pass the gradient here.
+            of_one, of_two = draw.slopes.with_length if draw.slopes else (0.0, 0.0)
+            share = _weights_share(draw.step, draws[index + 1].step)
+            single += 2 * reach * share * of_one
+            pair += 2 * reach * share * of_two
+        response, offset = draw.response
         reach, shift = passed * reach + response, shift + offset
-        single, pair = reach**2 * here.single + fresh_single, reach**2 * here.pair + fresh_pair
-        rows.append((single, pair, shift))
+        rows.append((reach**2 * here.single + single, reach**2 * here.pair + pair, shift))
     return rows[::-1]

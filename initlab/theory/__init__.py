@@ -6,6 +6,7 @@
 
 from initlab.theory.finite_width import (
     GapScatter,
+    Image,
     Layer,
     LengthLaw,
     Scatter,
@@ -42,8 +43,8 @@ from initlab.theory.mean_field import (
 )
 
 __all__ = [
-    "ActivationSpec", "DepthScales", "FixedPoint", "GapScatter", "JacobianSpectrum", "Layer",
-    "LengthLaw", "Scatter", "SlopeScatter", "activated", "advanced", "chi_1",
+    "ActivationSpec", "DepthScales", "FixedPoint", "GapScatter", "Image", "JacobianSpectrum",
+    "Layer", "LengthLaw", "Scatter", "SlopeScatter", "activated", "advanced", "chi_1",
     "correlation_fixed_point", "correlation_map", "critical_length", "critical_sigma_w",
     "depth_scales", "edge_of_chaos", "fixed_points", "inactive_fraction", "jacobian_spectrum",
     "length_map", "length_map_slope", "padding_profile", "parted", "passed_back", "relu_length_law",

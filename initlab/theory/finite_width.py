@@ -11,15 +11,19 @@ batch therefore averages less and less of it away.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
-from initlab.activations import Activation
+from initlab.activations import Activation, MeanSquare
 from initlab.errors import positive_int
 from initlab.expectations import hermite_coefficients
+from initlab.tables import SmoothTable, stretched, unstretched
+
+_SDS = 1.96
+"""From the middle of a band of 95 % to its ends, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class LengthLaw:
     log_mean: float
     log_var: float
 
-    def interval(self, sds: float = 1.96) -> tuple[float, float]:
+    def interval(self, sds: float = _SDS) -> tuple[float, float]:
         """The factors by which h² lies below and above its mean in 95 % of the draws."""
         half = sds * math.sqrt(self.log_var)
         return math.exp(self.log_mean - half), math.exp(self.log_mean + half)
@@ -103,13 +107,15 @@ class Scatter:
 
     ``single`` is the log-variance of one sample's, ``pair`` the log-covariance of two samples',
     ``shift`` the mean of the pair's logarithm, and ``angle`` the mean square by which the two
-    samples' correlation strays from its mean-field value.
+    samples' correlation strays from its mean-field value. On images each position is a sample;
+    ``common`` is the part of ``angle`` that is the same wherever in the image the two are.
     """
 
     single: float = 0.0
     pair: float = 0.0
     shift: float = 0.0
     angle: float = 0.0
+    common: float = 0.0
 
     def step(self, slope: float, single: float, pair: float) -> Scatter:
         """One layer on: deviations grow by ``slope``; it adds these relative (co)variances."""
@@ -118,7 +124,28 @@ class Scatter:
             slope**2 * self.pair + math.log1p(pair),
             slope * self.shift - math.log1p(pair) / 2,
             self.angle,
+            self.common,
         )
+
+    def turned(self, turned: float, fresh: float, alike: float, image: Image | None) -> Scatter:
+        """With strays of the correlation that grow by ``turned`` while ``fresh`` ones are added.
+
+        A convolution averages over its taps what differs between the positions: of fresh strays all
+        but the share ``alike``.
+        """
+        if image is None:
+            return replace(self, angle=min(turned * self.angle + fresh, 1.0))
+        alike += (1 - alike) / image.positions
+        common = turned * self.common + fresh * alike
+        varying = turned * (self.angle - self.common) + fresh * (1 - alike)
+        return replace(self, angle=min(common + image.kept * varying, 1.0), common=min(common, 1.0))
+
+    def over_positions(self, positions: int) -> Scatter:
+        """Of the mean over an image, whose positions are as alike as two samples."""
+        if positions == 1 or self.single > 600:
+            return self
+        shared, own = math.expm1(self.pair), math.expm1(self.single) - math.expm1(self.pair)
+        return replace(self, single=math.log1p(shared + max(own, 0.0) / positions))
 
     def over_units(self, width: int, decorrelation: float, rigid: float) -> Scatter:
         """The scatter of the mean square of ``width`` Gaussian units whose variance has this one.
@@ -127,6 +154,11 @@ class Scatter:
         """
         loose = 2 * (1 - rigid) / width
         return self.step(1.0, loose, loose * self.cosine_square(decorrelation))
+
+    @property
+    def own(self) -> float:
+        """The log-variance between the samples of one draw."""
+        return max(self.single - self.pair, 0.0)
 
     def cosine_square(self, decorrelation: float) -> float:
         """The mean square correlation of two samples."""
@@ -137,12 +169,41 @@ class Scatter:
 
         inf where the scatter has no finite variance left.
         """
-        if max(self.single, self.pair) > 600:
+        if max(self.single, self.pair, abs(self.shift)) > 600:
             return LengthLaw(self.shift, math.inf)
         own = math.expm1(self.single) / batch_size
         shared = math.expm1(self.pair) * (1 - 1 / batch_size)
         log_var = math.log1p(own + shared)
         return LengthLaw(self.shift - (log_var - self.pair) / 2, log_var)
+
+
+_TAPS = 9
+"""Positions that an output of a convolution reads."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The positions that a 3×3 convolution averages over: ``size`` in a row and in a column."""
+
+    size: int
+
+    @property
+    def positions(self) -> int:
+        return self.size**2
+
+    @cached_property
+    def kept(self) -> float:
+        """What an average over 3×3 positions keeps of the variance between positions, in a stack.
+
+        Each wave across the image keeps b² of its power in a layer. If every layer adds strays
+        without spatial structure, what is left of them all is the mean over waves of b²/(1 − b²);
+        this is the one share, the same for all waves and layers, that leaves as much.
+        """
+        phases = 2 * np.pi * np.arange(self.size) / self.size
+        beside = (1 + 2 * np.cos(phases)) / 3
+        power = np.outer(beside, beside).ravel()[1:] ** 2
+        left = float((power / (1 - power)).sum() / max(power.size, 1))
+        return left / (1 + left)
 
 
 @dataclass(frozen=True)
@@ -151,7 +212,7 @@ class Layer:
 
     ``q`` and ``decorrelation`` (1 − c of two samples) are those of its pre-activations; ``rigid``
     is the share of q whose norm orthogonal weights keep exactly, 0 for i.i.d. weights; ``keep`` is
-    the share of its activations that dropout leaves.
+    the share of its activations that dropout leaves; ``image`` is that of a convolution.
     """
 
     phi: Activation
@@ -160,16 +221,12 @@ class Layer:
     decorrelation: float
     rigid: float = 0.0
     keep: float = 1.0
-
-    @cached_property
-    def near(self) -> float:
-        """A q that others share: within 3 %, or 1 where φ has no scale of its own."""
-        return 1.0 if self.phi.homogeneous else 10 ** (round(48 * math.log10(self.q)) / 48)
+    image: Image | None = None
 
     @cached_property
     def pairs(self) -> PairSeries:
-        """The moments of two samples at any correlation, at ``near``."""
-        return _pair_series(self.phi, self.near)
+        """The moments of two samples at any correlation, each relative to its own size."""
+        return _pair_series(self.phi, 1.0 if self.phi.homogeneous else self.q)
 
     @cached_property
     def one(self) -> list[list[float]]:
@@ -185,16 +242,73 @@ class Layer:
         """Those moments of two samples, over the correlations that they scatter to."""
         return self.pairs.over_angles(self.decorrelation, scatter.angle)
 
+    def response(self, of: MeanSquare, scatter: Scatter, own: float = 0.0) -> tuple[float, float]:
+        """What scattered lengths do to ln E φ² or ln E φ'²: its change per ln q, and by how much
+        its mean is off that at the mean-field length.
+
+        Taken between one deviation below and one above, not at a point: over what a deep network
+        scatters, both bend. ``own`` is the variance of ln q between the samples of one draw.
+        """
+        if self.phi.homogeneous:
+            return (1.0, scatter.shift) if of == "second_moment" else (0.0, 0.0)
+        stray = math.sqrt(scatter.pair) + 1e-3
+        at = math.log(self.q)
+        moves = (0.0, 0.0), (scatter.shift - stray, own), (scatter.shift + stray, own)
+        here, low, high = (_log_mean(self.phi, of, at + move, spread) for move, spread in moves)
+        return (high - low) / (2 * stray), (high + low) / 2 - here
+
+    @property
+    def curvature(self) -> float:
+        """q²·(E φ²)''/E φ²: by how much E φ² rises when q scatters, per half its variance."""
+        if self.phi.homogeneous:
+            return 0.0
+        return _curvature(self.phi, round(math.log(self.q) * _KNOTS))
+
+
+_KNOTS = 8  # per e-fold of q: what networks share, all of it smooth on a scale of 1
+
+
+def _log_mean(phi: Activation, of: MeanSquare, log_q: float, own: float) -> float:
+    """ln of the moment, as a mean over samples whose ln q has the variance ``own``."""
+    if not own:
+        return _log_moment(phi, of, log_q)
+    centre, way = log_q - own / 2, math.sqrt(own)
+    low, high = (_log_moment(phi, of, each) for each in (centre - way, centre + way))
+    return max(low, high) + math.log1p(math.exp(-abs(high - low))) - math.log(2)
+
+
+def _log_moment(phi: Activation, of: MeanSquare, log_q: float) -> float:
+    place = min(max(log_q, -300.0), 300.0) * _KNOTS
+    below = math.floor(place)
+    first, second = _log_moment_at(phi, of, below), _log_moment_at(phi, of, below + 1)
+    return first + (place - below) * (second - first)
+
+
+@lru_cache(maxsize=65536)
+def _log_moment_at(phi: Activation, of: MeanSquare, knot: int) -> float:
+    return math.log(max(getattr(phi.moments(math.exp(knot / _KNOTS)), of), 1e-300))
+
+
+@lru_cache(maxsize=8192)
+def _curvature(phi: Activation, knot: int) -> float:
+    low, here, high = (
+        _log_moment_at(phi, "second_moment", at) for at in (knot - 1, knot, knot + 1)
+    )
+    slope = (high - low) * _KNOTS / 2
+    return (high - 2 * here + low) * _KNOTS**2 + slope**2 - slope
+
 
 # ---------------------------------------------------------------- moments of pairs
 
 _DEGREE = 12
 _POWERS = np.arange(_DEGREE + 3)
 _VALUE, _SQUARE, _CUBE, _SLOPE, _SLOPE_SQUARE = range(5)
+_KINDS = 5
 
 
 class PairSeries:
-    """E f(u)g(v) for f and g among φ, φ², φ³, φ', φ'² as a power series in the correlation c.
+    """E f(u)g(v) for f and g among φ, φ², φ³, φ', φ'² as a power series in the correlation c, each
+    in units of the root mean square of its φ or φ'.
 
     Cut off after degree 12, with what is left at c = 1 put into the next even power: good to a few
     per cent, which a scatter needs, and at no cost for another c.
@@ -221,12 +335,35 @@ class PairSeries:
 
 @lru_cache(maxsize=8192)
 def _pair_series(phi: Activation, q: float) -> PairSeries:
+    found = _pair_table(phi).at(stretched(q))
+    numbers = _pair_numbers(phi, q) if found is None else found
+    split = _KINDS * (_DEGREE + 1)
+    return PairSeries(numbers[:split].reshape(_KINDS, -1), numbers[split:].reshape(_KINDS, _KINDS))
+
+
+@lru_cache(maxsize=256)
+def _pair_table(phi: Activation) -> SmoothTable:
+    def fill(_: tuple[int, ...], nodes: list[np.ndarray]) -> np.ndarray:
+        return np.stack([_pair_numbers(phi, q) for q in unstretched(nodes[0]).tolist()], axis=1)
+
+    return SmoothTable(fill, orders=(8,), tolerance=1e-2)
+
+
+def _pair_numbers(phi: Activation, q: float) -> np.ndarray:
+    """The coefficients of the series and its values at c = 1, one after the other."""
+    moments = phi.moments(q)
+    size, steep = (
+        math.sqrt(max(each, 1e-300))
+        for each in (moments.second_moment, moments.derivative_second_moment)
+    )
+
     def integrands(x: np.ndarray) -> np.ndarray:
         z = torch.from_numpy(x)
-        value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
+        value, slope = phi.function(z).numpy() / size, phi.derivative(z).numpy() / steep
         return np.stack([value, value**2, value**3, slope, slope**2])
 
-    return PairSeries(*hermite_coefficients(integrands, q, _DEGREE, phi.kinks))
+    coefficients, at_one = hermite_coefficients(integrands, q, _DEGREE, phi.kinks)
+    return np.concatenate([coefficients.ravel(), at_one.ravel()])
 
 
 # ---------------------------------------------------------------- one layer on
@@ -245,70 +382,91 @@ def rigidity(q: float, orthogonal: float, bias_var: float, *, uniform_bias: bool
 
 def activated(scatter: Scatter, layer: Layer) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the mean of φ²."""
-    moments, second = layer.phi.moments(layer.q), layer.one[_VALUE][_VALUE]
-    if second * second == 0 or moments.second_moment == 0:  # or so small that its square is
-        return scatter
-    slope = layer.q * moments.slope / moments.second_moment
-    fourth = layer.one[_SQUARE][_SQUARE] / (second * second)
-    shared = layer.shared(scatter)[_SQUARE][_SQUARE] / (second * second)
+    slope, moved = layer.response("second_moment", scatter)
+    fourth, shared = layer.one[_SQUARE][_SQUARE], layer.shared(scatter)[_SQUARE][_SQUARE]
     kept = 2 * slope**2 * layer.rigid
-    return scatter.step(
-        slope,
-        max(fourth / layer.keep - 1 - kept, 0.0) / layer.width,
-        max(shared - 1 - kept * scatter.cosine_square(layer.decorrelation), 0.0) / layer.width,
-    )
+    fresh = max(shared - 1 - kept * scatter.cosine_square(layer.decorrelation), 0.0) / layer.width
+    stepped = scatter.step(slope, max(fourth / layer.keep - 1 - kept, 0.0) / layer.width, fresh)
+    # Where E φ² bends, its mean moves with what scatters: the samples' own lengths, and the norm
+    # that orthogonal weights keep from scattering as a Gaussian layer's does.
+    moved += layer.curvature * (scatter.own / 2 - layer.rigid / layer.width)
+    return replace(stepped, shift=moved - math.log1p(fresh) / 2)
 
 
-def advanced(scatter: Scatter, layer: Layer, weight_var: float, next_q: float) -> Scatter:
+def advanced(
+    scatter: Scatter, after: Scatter, layer: Layer, weight_var: float, next_q: float
+) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the next layer's.
 
-    ``weight_var`` is fan_in·Var(W) of the affine layer between, ``next_q`` the length after it.
+    ``after`` is ``activated`` of it, ``weight_var`` is fan_in·Var(W) of the affine layer between,
+    ``next_q`` the length after it.
     """
-    after, one, two = activated(scatter, layer), layer.one, layer.two
-    share = weight_var * layer.phi.moments(layer.q).second_moment / layer.keep / next_q
-    scale, keep = weight_var / next_q * layer.q / layer.near, layer.keep
-    second = one[_VALUE][_VALUE] / keep
-    if second * second == 0:
-        return after
-    product, squares, cubes, fourth = (  # relative to E φ², whose own size may leave float64
-        two[_VALUE][_VALUE] / second,
-        two[_SQUARE][_SQUARE] / (second * second),
-        two[_CUBE][_VALUE] / (second * second),
-        one[_SQUARE][_SQUARE] / keep / (second * second),
+    moments, keep = layer.phi.moments(layer.q), layer.keep
+    share = weight_var * moments.second_moment / keep / next_q
+    product, squares, cubes, fourth = (  # relative to E φ²/keep, which the next layer reads
+        layer.two[_VALUE][_VALUE] * keep,
+        layer.two[_SQUARE][_SQUARE] * keep**2,
+        layer.two[_CUBE][_VALUE] * keep**2,
+        layer.one[_SQUARE][_SQUARE] * keep,
     )
-    c = 1 - scale * second * (1 - product)
+    c = 1 - share * (1 - product)
     strays = (  # Var[φ(u)φ(v) − c·(φ(u)² + φ(v)²)/2] of what dropout leaves, scaled by 1/keep
         squares - 2 * c * cubes + c**2 * (fourth + squares) / 2
     ) / keep**2 - (product - c) ** 2
-    angle = (scale * layer.near * two[_SLOPE][_SLOPE]) ** 2 * scatter.angle
-    angle += (scale * second) ** 2 * max(strays, 0.0) / layer.width
-    return Scatter(
-        share**2 * after.single, share**2 * after.pair, share * after.shift, min(angle, 1.0)
+    alike = scatter.cosine_square(layer.decorrelation)
+    slope = weight_var * layer.q * moments.derivative_second_moment / next_q
+    turned = (slope * layer.two[_SLOPE][_SLOPE]) ** 2
+    fresh = max(share**2 * strays - turned * layer.rigid * (1 - alike) ** 2, 0.0) / layer.width
+    read = after if layer.image is None else after.over_positions(_TAPS)
+    following = replace(
+        read, single=share**2 * read.single, pair=share**2 * read.pair, shift=share * read.shift
     )
+    return following.turned(turned, fresh, alike, layer.image)
 
 
 @dataclass(frozen=True)
 class SlopeScatter:
-    """What a layer's φ' does to the scatter of the gradients that pass it, per unit.
+    """What a layer's φ' does to the scatter of the gradients that pass it.
 
-    ``single`` is E φ'⁴/(E φ'²)², ``shared`` E φ'(u)²φ'(v)²/(E φ'²)² of two samples, ``turned``
-    E φ'(u)φ'(v)/E φ'², by which it shrinks the cosine between their gradients.
+    ``single`` is E φ'⁴/(E φ'²)² of one sample, ``shared`` E φ'(u)²φ'(v)²/(E φ'²)² of two, and
+    ``turned`` E φ'(u)φ'(v)/E φ'², by which it shrinks the cosine between their gradients. Of one
+    sample and of two, ``held`` is what orthogonal weights, which keep the norm of h, hold of the
+    former; and ``with_length`` the covariance of the mean φ'² with the mean φ², from which the
+    layers above have their lengths.
     """
 
     width: int
     single: float
     shared: float
     turned: float
+    held: tuple[float, float] = (0.0, 0.0)
+    with_length: tuple[float, float] = (0.0, 0.0)
+    image: Image | None = None
 
 
 def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
     """The SlopeScatter of a layer with this forward scatter; None where φ' is 0."""
-    second = layer.one[_SLOPE][_SLOPE]
-    if second * second == 0:
+    if layer.phi.moments(layer.q).derivative_second_moment == 0:
         return None
-    single = layer.one[_SLOPE_SQUARE][_SLOPE_SQUARE] / (second * second)
-    shared = layer.shared(signal)[_SLOPE_SQUARE][_SLOPE_SQUARE] / (second * second)
-    return SlopeScatter(layer.width, single, shared, layer.two[_SLOPE][_SLOPE] / second)
+    one, shared = layer.one, layer.shared(signal)
+    alike = signal.cosine_square(layer.decorrelation)
+    kept = kept_both = 0.0
+    if layer.rigid:
+        steeper, _ = layer.response("derivative_second_moment", signal)
+        longer, _ = layer.response("second_moment", signal)
+        kept, kept_both = 2 * layer.rigid * steeper**2, 2 * layer.rigid * steeper * longer
+    return SlopeScatter(
+        layer.width,
+        one[_SLOPE_SQUARE][_SLOPE_SQUARE],
+        shared[_SLOPE_SQUARE][_SLOPE_SQUARE],
+        layer.two[_SLOPE][_SLOPE],
+        (kept, kept * alike),
+        (
+            (one[_SQUARE][_SLOPE_SQUARE] - 1 - kept_both) / layer.width,
+            (shared[_SQUARE][_SLOPE_SQUARE] - 1 - kept_both * alike) / layer.width,
+        ),
+        layer.image,
+    )
 
 
 def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatter:
@@ -317,14 +475,14 @@ def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatte
     ``rigid`` is that of the weights above, seen from below. The angle is that between two samples'
     gradients, whose mean is 0.
     """
-    angle, shared = gradient.angle, slopes.shared
+    angle, shared, (held, held_both) = gradient.angle, slopes.shared, slopes.held
     stepped = gradient.step(
         1.0,
-        max(3 * slopes.single - 1 - 2 * rigid, 0.0) / slopes.width,
-        max(shared * (1 + 2 * angle) - 1 - 2 * rigid * angle, 0.0) / slopes.width,
+        max(3 * slopes.single - 1 - 2 * rigid - held, 0.0) / slopes.width,
+        max(shared * (1 + 2 * angle) - 1 - 2 * rigid * angle - held_both, 0.0) / slopes.width,
     )
-    angle = slopes.turned**2 * angle + shared * (1 - angle) ** 2 / slopes.width
-    return Scatter(stepped.single, stepped.pair, stepped.shift, min(angle, 1.0))
+    fresh = shared * (1 - angle) ** 2 / slopes.width
+    return stepped.turned(slopes.turned**2, fresh, min(angle, 1.0), slopes.image)
 
 
 # ---------------------------------------------------------------- what tells samples apart
@@ -362,7 +520,7 @@ class GapScatter:
         ``lengths`` is the scatter of the units' variance.
         """
         apart = max(lengths.single - lengths.pair, 0.0)
-        if max(lengths.pair, self.single) > 600:
+        if max(lengths.pair, self.single, abs(lengths.shift), abs(self.shift)) > 600:
             return LengthLaw(self.shift, math.inf)
         added = max(shared, 0.0) * -math.expm1(-apart / 4)
         own = 1 / (1 + added)
@@ -395,19 +553,16 @@ def parted(
         masked: the share of the gap behind the layer that dropout makes.
         passed: d ln q of the next layer over d ln q.
     """
-    second, slope = layer.one[_VALUE][_VALUE], layer.one[_SLOPE][_SLOPE]
     moments = layer.phi.moments(layer.q)
-    if second * second == 0 or slope * slope == 0 or moments.second_moment == 0:
-        return gap
     n, kept, rank = layer.width, 1 - masked, 2 * gap.concentrated
     of_gap = max(slopes.shared * (1 + rank) - 1 - layer.rigid * rank, 0.0) / n
-    of_both = (layer.two[_SQUARE][_SLOPE_SQUARE] / (second * slope) - 1) / n
-    of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] / (second * second) - 1, 0.0) / n
+    of_both = (layer.two[_SQUARE][_SLOPE_SQUARE] - 1) / n
+    of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] - 1, 0.0) / n
     fresh = kept**2 * of_gap + 2 * kept * masked * of_both + masked**2 * of_length
     if masked:
-        masks = layer.one[_SQUARE][_SQUARE] / (second * second) * layer.keep / (1 - layer.keep)
+        masks = layer.one[_SQUARE][_SQUARE] * layer.keep / (1 - layer.keep)
         fresh += masked**2 * masks / (n * gap.batch_size)
-    grown = layer.q * moments.slope / moments.second_moment  # d ln E φ² / d ln q
+    grown = layer.q * moments.slope / max(moments.second_moment, 1e-300)  # d ln E φ² / d ln q
     share = passed / grown if grown else 0.0  # of the next layer's variance, the rest is the bias
     by_gap, by_length = kept * carried, kept * (1 - carried + response) + masked * grown
     fresh = math.log1p(max(fresh, 0.0))

@@ -31,7 +31,8 @@ def relu_scatter(width: int, depth: int, cosines: list[float], scatter: Scatter)
     for layer in range(depth):
         apart = 1 - cosines[layer]
         measured.append(scatter.over_units(width, apart, 0.0))
-        scatter = finite_width.advanced(scatter, Layer(relu, width, 2.0, apart), 2.0, 2.0)
+        at = Layer(relu, width, 2.0, apart)
+        scatter = finite_width.advanced(scatter, finite_width.activated(scatter, at), at, 2.0, 2.0)
     return measured
 
 
@@ -83,7 +84,8 @@ def test_every_activation_scatters_as_forty_simulated_networks_do(entry):
         if reliable and sd > 0.005:
             assert 1 / 1.6 < simulated[layer] / sd < 1.6, layer
         at = Layer(phi, 256, lengths[layer], apart, rigid)
-        scatter = finite_width.advanced(scatter, at, entry["sigma_w_sq"], lengths[layer + 1])
+        after = finite_width.activated(scatter, at)
+        scatter = finite_width.advanced(scatter, after, at, entry["sigma_w_sq"], lengths[layer + 1])
 
 
 @pytest.mark.parametrize("entry", table("t5b"), ids=entry_id)
