@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from initlab.diagnosis.findings import Finding, figure
-from initlab.diagnosis.flow import DRIFT, LOST, STEEP, Flow, is_clean, is_layer, looks_up, total
+from initlab.diagnosis.flow import (
+    DRIFT,
+    GROWTH,
+    LOST,
+    STEEP,
+    TRAINED,
+    Flow,
+    is_clean,
+    is_layer,
+    looks_up,
+    total,
+)
 from initlab.diagnosis.openings import openings, optional, passes
 from initlab.diagnosis.remedies import correct, redraw, reset, strengthen, weaken
 from initlab.tracing import Site
@@ -22,7 +33,8 @@ class _Pull:
     """What of the gradient reaches a layer, relative to the last layer; None where unknown.
 
     ``arriving`` is the ratio of the sums of all squares of ∂L/∂h, as if all that is expected to
-    arrive (``openings``) did; ``step`` that of the mean squares of ∂L/∂W over W.
+    arrive (``openings``) did; ``step`` that of the mean squares of ∂L/∂W over W; ``grown`` by how
+    much batch normalization makes it larger on the way, as far as that trains.
     """
 
     layer: Site
@@ -30,6 +42,7 @@ class _Pull:
     step: float | None
     low: float
     high: float
+    grown: float
 
 
 def _pulls(flow: Flow) -> list[_Pull]:
@@ -52,6 +65,7 @@ def _pulls(flow: Flow) -> list[_Pull]:
                 arriving / (reference if layer is head else behind) / opening[layer.name],
                 step,
                 *flow.chance_between(layer, head),
+                GROWTH ** min(flow.centred_between(layer, head), TRAINED),
             )
         )
     return pulls
@@ -120,7 +134,7 @@ def exploding_gradients(flow: Flow) -> Iterator[Finding]:
     pulls = _pulls(flow) if all(map(is_clean, flow.sites)) else []
     wild = [
         p for p in pulls
-        if p.arriving > STEEP * p.high and (p.step is None or p.step > STEEP)
+        if p.arriving > max(STEEP, p.grown) * p.high and (p.step is None or p.step > STEEP)
     ]  # fmt: skip
     if not wild:
         return

@@ -50,6 +50,14 @@ its inverse; the rates in use span four decades, from 1 to 10⁻⁴. A branch th
 residual stream by as much shrinks the gradient of all other branches likewise.
 """
 
+GROWTH = math.pi / (math.pi - 1)
+"""Factor by which a layer with batch normalization and ReLU makes the mean square of a gradient
+larger in a wide network, whatever its weights (Yang et al. 2019)."""
+
+TRAINED = 40
+"""How many such layers in a row train all the same, of the 50 at most that Yang et al. find: a step
+too large for weights in front of a normalization makes them larger, and the next one smaller."""
+
 SMALL = math.sqrt(LOST)
 """Factor in a mean square below which a layer is no longer small on purpose.
 
@@ -471,6 +479,19 @@ class Flow:
         between = self._upstream[second.name] >> self._at[first.name]
         no_accident = between & (self._overweight_bits >> self._at[first.name])
         return low, 1.0 if no_accident else high
+
+    def centred_between(self, first: Site, second: Site) -> int:
+        """How many batch normalizations lie on the way from one site to the other."""
+        return abs(self._centred[second.name] - self._centred[first.name])
+
+    @cached_property
+    def _centred(self) -> dict[str, int]:
+        """By name, how many batch normalizations lie before a site, on the way with most."""
+        found: dict[str, int] = {}
+        for site in self.sites:
+            above = max((found[source.name] for source in self.sources(site)), default=0)
+            found[site.name] = above + (site.op in CENTRES)
+        return found
 
     def too_large(self, site: Site, factor: float) -> bool:
         """Whether a mean square is above this factor of all natural scales, beyond chance."""
