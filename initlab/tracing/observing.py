@@ -438,11 +438,14 @@ class Observer(TorchFunctionMode):
         is_written: bool = False,
     ) -> None:
         """Name a record, measure its tensor, and ask for its gradient."""
-        reads: list[str] = []
+        reads: dict[str, None] = {}
         for source in sources:
             dependent = dependent or source.dependent
-            reads += [each.name for each in source.records]
-        record.reads = tuple(dict.fromkeys(reads))
+            if source.record is not None:
+                reads[source.record.name] = None
+            for each in source.beside:
+                reads[each.name] = None
+        record.reads = tuple(reads)
         record.name = self._unique(name, record)
         record.shape = _shape(tensor)
         self._sites().append(record)

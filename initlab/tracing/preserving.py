@@ -64,6 +64,7 @@ class Preserved:
             self._written[id(owner)] = (owner, owner.clone())
 
     def restore(self) -> None:
+        """Put all back, and keep nothing any longer."""
         with torch.no_grad():
             for module, saved in self._modules:
                 present = _attributes(module)
@@ -81,6 +82,8 @@ class Preserved:
                     parameter.grad = grad
             for buffer, saved, requires_grad in self._buffers:
                 _restore_buffer(buffer, saved, requires_grad)
+        for kept in (self.modules, self._modules, self._parameters, self._buffers, self._written):
+            kept.clear()
 
 
 def _tensors_of(modules: list[tuple[str, nn.Module]], registry: str) -> list[Tensor]:
