@@ -299,51 +299,66 @@ class _Row:
 def _follow(
     experiment: Predictable, layers: Sequence[Affine], phi: Activation, band: bool
 ) -> list[_Row]:
-    source = _source(experiment, layers)
+    source, size = _source(experiment, layers), experiment.batch_size
     draws = _drawn(source, layers, phi, experiment.has_head, band)
-    gradients: list[GradientStep] = []
-    at_input, silent = None, ""
-    pooled_image = experiment.has_head and bool(layers[0].border)
-    if len(draws) == len(layers) and not any(layer.mean for layer in layers):
-        likeness = 1 / (CLASSES - 1) if experiment.has_head else 1 / layers[-1].outputs
-        gradients, at_input = backward(draws, likeness)
-    elif len(draws) == len(layers) and not pooled_image:
-        gradients, at_input = shifted_gradients(tuple(d.step for d in draws), tuple(layers))
-    elif len(draws) == len(layers):
-        silent = _COHERENT
-    size = experiment.batch_size
-    # Nine weights decide which taps pass a gradient that is alike all over the image.
-    alike = pooled_image and layers[0].inputs == 1
-    rows = [
-        _Row(
-            _stats(source.signal, None, size),
-            None if alike else _gradient_stats(at_input, size),
-            source.signal.cosine,
-            _FEW_WEIGHTS if alike and at_input else silent,
-        )
-    ]
-    for index, draw in enumerate(draws):
-        step = draw.step
-        at = gradients[index] if gradients else GradientStep(None, None)
-        pooled = step.after is None and bool(draws[index - 1].layer.border)
-        if pooled:
-            through = Gradient(draw.layer.backward_factor, None)
-            rows += [_Row(None, None if silent else _gradient_stats(through, size))] * 2
-        forward = None if pooled else _stats(step.before, draw.before, size, draw.across)
-        cosine = None if pooled else step.before.cosine
-        reason = "" if pooled else silent
-        rows.append(_Row(forward, _gradient_stats(at.before, size), cosine, reason))
-        if step.after is not None:
-            forward = _stats(step.after, draw.after, size)
-            if not math.isfinite(forward.second_moment):  # φ may square what is still finite
-                rows.append(_Row(None, _gradient_stats(at.after, size), None, _OVERFLOW))
-                break
-            at_after = _gradient_stats(at.after, size)
-            rows.append(_Row(forward, at_after, step.after.cosine, silent))
-        if step.read is not None and draw.layer.keep != 1:
-            forward = _stats(step.read, draw.after, size)
-            rows.append(_Row(forward, _gradient_stats(at.read, size), step.read.cosine, silent))
+    gradients, at_input, silent = _gradients(draws, layers, experiment.has_head)
+    rows = [_input_row(source.signal, at_input, layers[0], experiment, silent)]
+    image = bool(layers[0].border)
+    for draw, at in zip(draws, gradients, strict=True):
+        if image and draw.step.after is None:
+            rows += _pooled_rows(draw, at, size, silent)
+        else:
+            rows += _layer_rows(draw, at, size, silent)
     return rows
+
+
+def _gradients(
+    draws: Sequence[Draw], layers: Sequence[Affine], has_head: bool
+) -> tuple[Sequence[GradientStep], Gradient | None, str]:
+    """Those of every layer and of the input, and why theory is silent of them."""
+    nothing = [GradientStep(None, None)] * len(draws)
+    if len(draws) < len(layers):  # the signal overflows on the way
+        return nothing, None, ""
+    if not any(layer.mean for layer in layers):
+        likeness = 1 / (CLASSES - 1) if has_head else 1 / layers[-1].outputs
+        return *backward(draws, likeness), ""
+    if has_head and layers[0].border:
+        return nothing, None, _COHERENT
+    return *shifted_gradients(tuple(draw.step for draw in draws), tuple(layers)), ""
+
+
+def _input_row(
+    signal: Signal, gradient: Gradient | None, first: Affine, experiment: Predictable, silent: str
+) -> _Row:
+    stats = _stats(signal, None, experiment.batch_size)
+    # Nine weights decide which taps pass a gradient that is alike all over the image.
+    if experiment.has_head and first.border and first.inputs == 1:
+        return _Row(stats, None, signal.cosine, _FEW_WEIGHTS if gradient else silent)
+    return _Row(stats, _gradient_stats(gradient, experiment.batch_size), signal.cosine, silent)
+
+
+def _layer_rows(draw: Draw, at: GradientStep, size: int, silent: str) -> Iterator[_Row]:
+    """A layer's pre-activations, its activations, and these behind dropout."""
+    step = draw.step
+    forward = _stats(step.before, draw.before, size, draw.across)
+    yield _Row(forward, _gradient_stats(at.before, size), step.before.cosine, silent)
+    if step.after is None:
+        return
+    forward = _stats(step.after, draw.after, size)
+    if not math.isfinite(forward.second_moment):  # φ may square what is still finite
+        yield _Row(None, _gradient_stats(at.after, size), None, _OVERFLOW)
+        return
+    yield _Row(forward, _gradient_stats(at.after, size), step.after.cosine, silent)
+    if step.read is not None and draw.layer.keep != 1:
+        forward = _stats(step.read, draw.after, size)
+        yield _Row(forward, _gradient_stats(at.read, size), step.read.cosine, silent)
+
+
+def _pooled_rows(draw: Draw, at: GradientStep, size: int, silent: str) -> list[_Row]:
+    """The average over an image, the same flattened, and the head that reads it."""
+    through = Gradient(draw.layer.backward_factor, None)
+    average = _Row(None, None if silent else _gradient_stats(through, size))
+    return [average, average, _Row(None, _gradient_stats(at.before, size))]
 
 
 def _drawn(
