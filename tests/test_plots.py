@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -103,6 +104,26 @@ def test_names_of_curves_never_touch_and_stay_in_the_picture(scheme, what, box):
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])
         assert 0 <= box.x0 <= box.x1 <= 550
         assert 0 <= box.y0 <= box.y1 <= 370
+
+
+@pytest.mark.parametrize("value", [3.0, 10.0, 15.0, 30.0, 60.0])
+@pytest.mark.parametrize("depth", [13, 15, 17, 19])  # the axis ends at 20
+def test_names_of_curves_never_touch_that_of_the_healthy_zone(depth, value):
+    panel = Panel(Picture(5.5, 3.7).add_axes((0.1, 0.135, 0.69, 0.765)))
+    level = Curve("measured", np.arange(1, depth + 1), np.full(depth, value))
+    panel.update("forward", measured=[level], theory=replace(level, label="theory"))
+    (zone,) = (text for text in panel.ax.texts if text.get_text() == "healthy")
+    boxes = drawn_boxes(panel.ax.figure)
+    assert len(boxes) == 2
+    assert not any(box.overlaps(zone.get_window_extent()) for box in boxes)
+
+
+@pytest.mark.parametrize("what", ["weights", "weight_grad"])
+def test_a_picture_of_weights_says_that_they_have_no_samples(what, measured):
+    picture = plot(measured, what, quantity="across_samples_var")
+    assert [text.get_text() for text in picture.axes[0].texts] == [
+        "measured: no samples to vary across"
+    ]
 
 
 def test_a_name_keeps_clear_of_the_last_marker_also_in_a_small_picture():

@@ -172,6 +172,8 @@ def _curve(subject: Subject, view: View, quantity: str, label: str) -> Curve:
     sites = [site for site in subject if site.kind in view.kinds]
     values = np.array([_value(site, view.field, quantity) for site in sites]) / scale
     layers = np.array([site.depth for site in sites])
+    if quantity == "across_samples_var" and not view.sampled:
+        return Curve(label, layers, values, "no samples to vary across")
     note, end = _cut_short(sites, values, view) if view.log else ("", len(values))
     values[end:] = math.nan
     return Curve(label, layers, values, note)
@@ -434,6 +436,11 @@ class Panel:
             lowest = half + line * sum(below.lines for below in spots[rank + 1 :])
             near = [above for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
             highest = min([1.0, *(above.y - line * above.lines / 2 for above in near)]) - half
+            longest = max(map(len, [*spot.text.split("\n"), "healthy"]))
+            if self._zone_is_named and 1 - 2 * (longest + 1) * letter < spot.x < 1:
+                zone = float(to_axes((1, HEALTHY[1]))[1])  # not where its name stands
+                if zone - half < spot.y < zone + line + half:
+                    highest = min(highest, zone - half)
             spot.y = min(max(spot.y, lowest), highest)
         for spot in spots:
             room = len(spot.text) * letter
@@ -457,7 +464,8 @@ class Panel:
     def mark(self, layer: int) -> None:
         """Draw a dotted line at this layer, which leaves out the name of the zone."""
         ends = [0.0, 1.0]
-        if self._healthy is not None and self._healthy.get_visible():
+        if self._zone_is_named:
+            assert self._healthy is not None
             name = self._healthy.get_window_extent()
             if name.x0 - 4 < self.ax.transData.transform((layer, 1))[0] < name.x1 + 4:
                 below, above = self.ax.transAxes.inverted().transform(name)[:, 1]
@@ -467,6 +475,10 @@ class Panel:
             transform=self.ax.get_xaxis_transform(), animated=self.animated,
         )  # fmt: skip
         self.moving.append(line)
+
+    @property
+    def _zone_is_named(self) -> bool:
+        return self._healthy is not None and self._healthy.get_visible()
 
     @property
     def _inches(self) -> tuple[float, float]:

@@ -46,6 +46,7 @@ class View:
         relative: to the output's, so that a loss and a probe can be compared.
         from_output: read from the output down: what cuts it short is the flaw nearest the output.
         healthy: a factor of 10 around 1 is shaded.
+        sampled: False of weights, which do not vary across samples.
         needs: the option of ``trace`` without which there is nothing to draw.
         no_theory: why theory has no line here; "" where it has.
     """
@@ -60,6 +61,7 @@ class View:
     relative: bool = False
     from_output: bool = False
     healthy: bool = False
+    sampled: bool = True
     needs: Literal["", "backward", "geometry", "histogram"] = ""
     no_theory: str = ""
 
@@ -96,6 +98,7 @@ VIEWS: Mapping[str, View] = MappingProxyType(
             "Weight gradients: {}",
             "weight_grad",
             from_output=True,
+            sampled=False,
             needs="backward",
             no_theory="No theory is drawn of weight gradients: they join the signal and its "
             "gradient, which it follows one by one.",
@@ -104,6 +107,7 @@ VIEWS: Mapping[str, View] = MappingProxyType(
             "weights",
             "Weights: {}",
             "weight",
+            sampled=False,
             no_theory="No theory is drawn of weights: SchemeExplorer shows what is intended.",
         ),
         "units": View(
