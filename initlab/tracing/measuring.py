@@ -148,7 +148,7 @@ class Meter:
     def add(self, tensor: Tensor, batch_axis: int | None, zeros: bool, receive: Receive) -> None:
         """Measure a tensor; ``batch_axis`` None means that it has no samples (a weight)."""
         numel = tensor.numel()
-        short = self._moments_only and _MEDIUM <= numel <= PIECE
+        short = self._moments_only and numel >= _MEDIUM
         if short and self._add_moments(tensor, numel, receive):
             return
         if numel == 0:
@@ -176,8 +176,10 @@ class Meter:
         """
         if tensor.dtype is not torch.float32 or not (tensor.is_cpu and tensor.is_contiguous()):
             return False
-        flat = tensor.view(-1)
-        total, squares = flat.sum().item(), flat.dot(flat).item()
+        flat, total, squares = tensor.view(-1), 0.0, 0.0
+        for part in (flat,) if numel <= PIECE else flat.split(PIECE):
+            squares += part.dot(part).item()
+            total += part.sum().item()
         second = squares / numel
         if not (_LEAST < second < _MOST and second - (total / numel) ** 2 >= _SHARE * second):
             return False
