@@ -32,7 +32,7 @@ from initlab.prediction.scattering import Draw, backward, first_draw, next_draw
 from initlab.schemes import Scheme, scheme
 from initlab.theory import GapScatter, LengthLaw, Scatter
 
-_SAMPLES = {"mlp": 64, "cnn": 8}
+_SAMPLES = {"mlp": 32, "cnn": 8}
 """A batch of digits is represented by this many samples, and all their pairs: those that together
 come nearest to it. With 8 images, each of which has 64 positions, second moments stray by 1 % from
 what 48 give after 15 layers, what tells them apart by up to 6 %. Weights of nonzero mean see each
