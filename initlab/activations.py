@@ -179,8 +179,10 @@ def _moments(phi: Activation, q: float) -> Moments:
     if q < 1e-10 and offset:
         # E[φ φ' z]/√q cancels where φ(0) ≠ 0; the slope is at its limit here.
         return replace(_expect_moments(phi, q), slope=_moments(phi, 1e-10).slope)
-    # A ratio is as good as the larger of its terms, so that of a short signal is not tabulated.
-    found = _moments_table(phi).at(stretched(q)) if q > 1e-3 or not offset else None
+    # A ratio is as good as the larger of its terms, so that of a short signal is not tabulated;
+    # nor is a signal so large that few ask for it, and that a wave takes long to integrate.
+    tabulated = q < 1e4 and (q > 1e-3 or not offset)
+    found = _moments_table(phi).at(stretched(q)) if tabulated else None
     if found is None:
         return _expect_moments(phi, q)
     log_second, log_slope, mean, slope = found.tolist()
