@@ -113,6 +113,9 @@ class Observer(TorchFunctionMode):
         """Note every module and parameter by name, and be told when a module is called.
 
         The hooks are torch's global ones, removed again below: nothing is put on a module.
+
+        Raises:
+            ValueError: a parameter that can have no gradient, where gradients are wanted.
         """
         for name, module in self._state.modules:
             path = name
@@ -121,6 +124,12 @@ class Observer(TorchFunctionMode):
             self._known[id(module)] = (module, path, _role(path, module))
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
+                    if self._wanted.backward and parameter.is_inference():
+                        raise ValueError(
+                            f"parameter {f'{path}.{leaf}'.removeprefix('.')!r} was made under "
+                            "torch.inference_mode(), so that nothing has a gradient: build the "
+                            "model outside of it, or pass backward=False"
+                        )
                     self._owners.setdefault(id(parameter), []).append((path, leaf))
                     self._origins.remember_parameter(parameter)
         self._handles = [
@@ -325,26 +334,30 @@ class Observer(TorchFunctionMode):
         return result
 
     def _see_norm(self, operation: Operation, func: Any, call: Call) -> Any:
-        result = func(*call[0], **call[1])
-        origin = main_source(self._origins.sources(call))
-        if not is_computed(origin) or not _is_signal(result):
-            self._origins.follow(call, result)
-            return result
-        scale = call[1].get("weight")
-        held = None if scale is None else self._origins.of(scale)
-        name, module = self._weight_name(operation, held.parameter if held else None)
-        self._add(result, operation, name, call, module=module)
+        result, origin = self._computed(func, call)
+        if origin is not None:
+            scale = call[1].get("weight")
+            held = None if scale is None else self._origins.of(scale)
+            name, module = self._weight_name(operation, held.parameter if held else None)
+            self._add(result, operation, name, call, module=module)
         return result
 
     def _see_other(self, operation: Operation, func: Any, call: Call) -> Any:
+        result, origin = self._computed(func, call)
+        if origin is not None:
+            path = self._lent_name() or self._read_name(origin, operation.name)
+            self._add(result, operation, path, call, module=self._frames[-1].path)
+        return result
+
+    def _computed(self, func: Any, call: Call) -> tuple[Any, Origin | None]:
+        """The result of a function, and where it comes from if it is a signal; else no site is
+        made of it."""
         result = func(*call[0], **call[1])
         origin = main_source(self._origins.sources(call))
-        if not is_computed(origin) or not _is_signal(result):
-            self._origins.follow(call, result)
-            return result
-        path = self._lent_name() or self._read_name(origin, operation.name)
-        self._add(result, operation, path, call, module=self._frames[-1].path)
-        return result
+        if is_computed(origin) and _is_signal(result):
+            return result, origin
+        self._origins.follow(call, result)
+        return result, None
 
     def _read_name(self, origin: Origin | None, name: str) -> str:
         """The name of a site without a module of its own: after what it reads."""

@@ -109,8 +109,6 @@ def trace(
         copies = _Inputs(model, inputs, kwargs, tracked=backward)
         _check_target(target, loss_fn, copies.batch_size(batch_dim))
         _materialize(model, copies, seed)
-        if backward:
-            _check_gradients(model)
         try:
             return run(copies)
         except RuntimeError as error:
@@ -168,15 +166,6 @@ def _check_arguments(
             f"target is a {type(target).__name__}: without a loss_fn it must be a tensor "
             "(integers for cross-entropy, floats for mean squared error)"
         )
-
-
-def _check_gradients(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            raise ValueError(
-                f"parameter {name!r} was made under torch.inference_mode(), so that nothing has a "
-                "gradient: build the model outside of it, or pass backward=False"
-            )
 
 
 def _check_target(target: Any, loss_fn: Any, batch_size: int) -> None:
