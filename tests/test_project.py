@@ -52,7 +52,7 @@ ROOMS = {
     "layers": [{"slots"}, {"surroundings"}],
     "schemes": [{"entry"}, {"structured", "whole_model"}, {"catalogue"}],
     "initialize": [{"reach", "report"}, {"initializing"}],
-    "prediction": [{"many"}, {"propagation"}, {"scattering"}, {"predicting"}],
+    "prediction": [{"many"}, {"propagation"}, {"scattering"}, {"outliers"}, {"predicting"}],
     "diagnosis": [
         {"findings", "draws"},
         {"flow"},

@@ -18,6 +18,7 @@ import numpy as np
 from initlab.activations import Activation, activation
 from initlab.data import CLASSES, batch
 from initlab.errors import unknown_name
+from initlab.prediction.outliers import Outlier, outliers
 from initlab.prediction.propagation import (
     Affine,
     Batch,
@@ -66,6 +67,11 @@ _FEW_IMAGES = (
 )
 
 _OVERFLOW = "The signal overflows here."
+
+_PARTED = (
+    "No theory is drawn where one draw of the weights, or one sample of the batch, may outweigh "
+    "all others: what they are on average says nothing of a single network."
+)
 
 _SUMS = 2.0 ** np.arange(-8, 4)
 """Noise under weights of nonzero mean: by sums over its features between these, in deviations,
@@ -252,12 +258,14 @@ def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> 
         border = experiment.padding if experiment.architecture == "cnn" and not head else ""
         taps = 9 if border else 1
         fans = inputs * taps, outputs * taps
-        spread = 0.0 if chosen.ensemble == "constant" else chosen.weight_std(*fans, gain)
+        spread = 0.0
+        if chosen.ensemble != "constant":
+            spread = chosen.weight_std(*fans, gain, rows=outputs)
         return Affine(
             inputs,
             outputs,
             var=spread**2,
-            mean=chosen.weight_mean(*fans),
+            mean=chosen.weight_mean(*fans, rows=outputs),
             bias_mean=_constant(bias),
             bias_var=_bias_variance(bias, bias_std, fans[0]),
             uniform_bias=bias == "pytorch_default",
@@ -302,14 +310,26 @@ def _follow(
     source, size = _source(experiment, layers), experiment.batch_size
     draws = _drawn(source, layers, phi, experiment.has_head, band)
     gradients, at_input, silent = _gradients(draws, layers, experiment.has_head)
-    rows = [_input_row(source.signal, at_input, layers[0], experiment, silent)]
+    longest = outliers(draws, size) if band else [Outlier()] * len(draws)
+    rows = [_input_row(source.signal, at_input, layers[0], experiment, silent, longest)]
     image = bool(layers[0].border)
-    for draw, at in zip(draws, gradients, strict=True):
+    for draw, at, outlier in zip(draws, gradients, longest, strict=True):
         if image and draw.step.after is None:
             rows += _pooled_rows(draw, at, size, silent)
         else:
-            rows += _layer_rows(draw, at, size, silent)
-    return rows
+            rows += _layer_rows(draw, at, size, silent, outlier)
+    return _until_parted(rows)
+
+
+def _until_parted(rows: list[_Row]) -> list[_Row]:
+    """Behind a layer where single networks part, and for gradients below it, no line comes back."""
+    parted = [index for index, row in enumerate(rows) if row.reason == _PARTED]
+    first = min((index for index in parted if rows[index].forward is None), default=len(rows))
+    last = max((index for index in parted if rows[index].backward is None), default=-1)
+    ended = [replace(row, forward=None, cosine=None, reason=_PARTED) for row in rows[first:]]
+    kept = rows[:first] + ended
+    below = [replace(row, backward=None, reason=_PARTED) for row in kept[: last + 1]]
+    return below + kept[last + 1 :]
 
 
 def _gradients(
@@ -320,38 +340,53 @@ def _gradients(
     if len(draws) < len(layers):  # the signal overflows on the way
         return nothing, None, ""
     if not any(layer.mean for layer in layers):
-        likeness = 1 / (CLASSES - 1) if has_head else 1 / layers[-1].outputs
-        return *backward(draws, likeness), ""
+        if has_head:
+            return *backward(draws, 1 / (CLASSES - 1), 0), ""
+        return *backward(draws, 1 / layers[-1].outputs, layers[-1].outputs), ""
     if has_head and layers[0].border:
         return nothing, None, _COHERENT
     return *shifted_gradients(tuple(draw.step for draw in draws), tuple(layers)), ""
 
 
 def _input_row(
-    signal: Signal, gradient: Gradient | None, first: Affine, experiment: Predictable, silent: str
+    signal: Signal,
+    gradient: Gradient | None,
+    first: Affine,
+    experiment: Predictable,
+    silent: str,
+    longest: Sequence[Outlier],
 ) -> _Row:
     stats = _stats(signal, None, experiment.batch_size)
     # Nine weights decide which taps pass a gradient that is alike all over the image.
     if experiment.has_head and first.border and first.inputs == 1:
         return _Row(stats, None, signal.cosine, _FEW_WEIGHTS if gradient else silent)
-    return _Row(stats, _gradient_stats(gradient, experiment.batch_size), signal.cosine, silent)
+    ln = longest[0].gradient if longest else 0.0
+    at = _gradient_stats(gradient, experiment.batch_size, ln)
+    return _Row(stats, at, signal.cosine, silent or (_PARTED if gradient and not at else ""))
 
 
-def _layer_rows(draw: Draw, at: GradientStep, size: int, silent: str) -> Iterator[_Row]:
+def _layer_rows(
+    draw: Draw, at: GradientStep, size: int, silent: str, outlier: Outlier
+) -> Iterator[_Row]:
     """A layer's pre-activations, its activations, and these behind dropout."""
     step = draw.step
-    forward = _stats(step.before, draw.before, size, draw.across)
-    yield _Row(forward, _gradient_stats(at.before, size), step.before.cosine, silent)
-    if step.after is None:
+
+    def row(signal: Signal, forward: PredictedStats | None, gradient: Gradient | None, ln: float):
+        back = _gradient_stats(gradient, size, ln)
+        if not math.isfinite(signal.second_moment):  # φ may square what is still finite
+            return _Row(None, back, None, _OVERFLOW)
+        parted = forward is None or (gradient is not None and back is None)
+        return _Row(forward, back, signal.cosine, silent or (_PARTED if parted else ""))
+
+    forward = _stats(step.before, draw.before, size, outlier.before, draw.across)
+    yield row(step.before, forward, at.before, outlier.gradient)
+    if step.after is None or step.read is None:
         return
-    forward = _stats(step.after, draw.after, size)
-    if not math.isfinite(forward.second_moment):  # φ may square what is still finite
-        yield _Row(None, _gradient_stats(at.after, size), None, _OVERFLOW)
-        return
-    yield _Row(forward, _gradient_stats(at.after, size), step.after.cosine, silent)
-    if step.read is not None and draw.layer.keep != 1:
-        forward = _stats(step.read, draw.after, size)
-        yield _Row(forward, _gradient_stats(at.read, size), step.read.cosine, silent)
+    forward = _stats(step.after, draw.after, size, outlier.after)
+    yield row(step.after, forward, at.after, outlier.gradient_after)
+    if draw.layer.keep != 1 and math.isfinite(step.after.second_moment):
+        forward = _stats(step.read, draw.after, size, outlier.after)
+        yield row(step.read, forward, at.read, outlier.gradient_after)
 
 
 def _pooled_rows(draw: Draw, at: GradientStep, size: int, silent: str) -> list[_Row]:
@@ -381,37 +416,50 @@ def _drawn(
 
 
 def _stats(
-    signal: Signal, scatter: Scatter | None, batch_size: int, across: LengthLaw | None = None
-) -> PredictedStats:
+    signal: Signal,
+    scatter: Scatter | None,
+    batch_size: int,
+    ln: float = 0.0,
+    across: LengthLaw | None = None,
+) -> PredictedStats | None:
+    """None where what single networks come to has no law; ``ln`` is that of an Outlier."""
     second, var = signal.second_moment, signal.across_samples_var
+    if scatter is None:
+        return PredictedStats(second, var)
+    alone = second / batch_size
+    band = _interval(second, scatter.batch_law(batch_size), alone * _more(ln))
     across_band = (None, None)
     if across is not None and var is not None:  # a batch's variance divides by B, not by B − 1
-        across_band = _interval(var * (1 - 1 / batch_size), across)
-    return PredictedStats(second, var, *_band(second, scatter, batch_size), *across_band)
+        longer = _more(ln / 2) ** 2  # of one direction it is as far from the others
+        across_band = _interval(var * (1 - 1 / batch_size), across, alone * longer)
+    return PredictedStats(second, var, *band, *across_band) if band[0] is not None else None
 
 
-def _gradient_stats(gradient: Gradient | None, batch_size: int) -> PredictedStats | None:
+def _gradient_stats(
+    gradient: Gradient | None, batch_size: int, ln: float = 0.0
+) -> PredictedStats | None:
     """Gradients of different samples are independent in direction: all of E δ² is across them."""
     if gradient is None or not math.isfinite(gradient.second_moment):
         return None
     second, shown = gradient.second_moment, 1 - 1 / batch_size
-    band = _band(second, gradient.scatter, batch_size)
-    across_band = (None if bound is None else shown * bound for bound in band)
-    return PredictedStats(second, second, *band, *across_band)
+    if gradient.scatter is None:
+        return PredictedStats(second, second)
+    law = gradient.scatter.batch_law(batch_size)
+    low, high = _interval(second, law, second / batch_size * _more(ln))
+    if low is None or high is None:
+        return None
+    return PredictedStats(second, second, low, high, shown * low, shown * high)
 
 
-def _band(
-    second_moment: float, scatter: Scatter | None, batch_size: int
-) -> tuple[float | None, float | None]:
-    if scatter is None:
-        return None, None
-    return _interval(second_moment, scatter.batch_law(batch_size))
+def _more(ln: float) -> float:
+    return math.expm1(min(max(ln, 0.0), 600.0))
 
 
-def _interval(mean: float, law: LengthLaw) -> tuple[float | None, float | None]:
+def _interval(mean: float, law: LengthLaw, lone: float) -> tuple[float | None, float | None]:
     if not law.log_var < 400:
         return None, None
     low, high = (mean * factor for factor in law.interval())
+    high = max(high, lone)
     return (low, high) if math.isfinite(high) else (None, None)
 
 

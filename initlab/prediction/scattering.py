@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from initlab.prediction.propagation import (
@@ -125,8 +125,17 @@ class Draw:
 @lru_cache(maxsize=8192)
 def first_draw(scatter: Scatter | None, gap: GapScatter | None, step: Step, layer: Affine) -> Draw:
     """The first layer, which reads inputs of this scatter."""
-    kept = scatter if step.before.second_moment > 0 else None
-    return Draw(step, layer, kept, gap)
+    q = step.before.second_moment
+    if scatter is None or not q > 0:
+        return Draw(step, layer, None, gap)
+    share = 1 - layer.bias_var / q
+    kernel = replace(
+        scatter,
+        single=share**2 * scatter.single,
+        angle=share**2 * scatter.angle,
+        common=share**2 * scatter.common,
+    )
+    return Draw(step, layer, kernel, gap)
 
 
 @lru_cache(maxsize=8192)
@@ -140,11 +149,11 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
         or not step.before.second_moment > 0
     ):
         return Draw(step, layer, None, None)
-    at, following = draw.at, factor * below.read.second_moment + layer.bias_var
-    next_q = following / below.before.second_moment * at.q
-    if not 0 < next_q < math.inf:
+    at = draw.at
+    if not 0 < factor * at.phi.moments(at.q).second_moment < math.inf:
         return Draw(step, layer, None, None)
-    kernel = advanced(draw.kernel, draw.activated, at, factor, next_q)
+    bias_var = layer.bias_var * at.q / below.before.second_moment
+    kernel = advanced(draw.kernel, draw.activated, at, factor, bias_var)
     if not math.isfinite(kernel.single + kernel.pair + kernel.shift):
         return Draw(step, layer, None, None)
     if draw.gap is None or draw.slopes is None:
@@ -158,16 +167,21 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
 # ---------------------------------------------------------------- gradients
 
 
-def backward(draws: Sequence[Draw], likeness: float) -> tuple[list[GradientStep], Gradient]:
+def backward(
+    draws: Sequence[Draw], likeness: float, drawn: int
+) -> tuple[list[GradientStep], Gradient]:
     """The gradients of every layer, from the first on, and that of the input.
 
     Args:
         draws: the layers from the input on.
         likeness: the mean square cosine between two samples' gradients at the output.
+        drawn: of how many normal numbers a sample's gradient at the output is made, at each
+            position; 0 where it is the unit of all others.
     """
     rows: list[GradientStep] = []
     shares = gradient_shares(tuple(draw.step for draw in draws))
-    size, scatter, below = 1.0, Scatter(angle=likeness), Scatter()
+    scatter = below = Scatter(single=math.log1p(2 / drawn) if drawn else 0.0, angle=likeness)
+    size = 1.0
     rigid = 1.0  # relative to the output's gradient, the output's own draw does not scatter
     followed = all(draw.kernel is not None for draw in draws)
     # Behind an average over the image the gradients of its positions are one.
@@ -199,7 +213,7 @@ def backward(draws: Sequence[Draw], likeness: float) -> tuple[list[GradientStep]
     return rows[::-1], gradient(below, drifts[0])
 
 
-def _weights_share(below: Step, above: Step) -> float:
+def weights_share(below: Step, above: Step) -> float:
     """The share of a layer's length that its weights make, the rest being the bias."""
     read, length = below.read, above.before.second_moment
     return above.flow.factor * read.second_moment / length if read and length > 0 else 0.0
@@ -226,7 +240,7 @@ def _drifts(draws: Sequence[Draw]) -> list[tuple[float, float, float]]:
             pair += reach**2 * max(new.pair - passed**2 * here.pair, 0.0)
             # The units that make the layers above longer are those that pass the gradient here.
             of_one, of_two = draw.slopes.with_length if draw.slopes else (0.0, 0.0)
-            share = _weights_share(draw.step, draws[index + 1].step)
+            share = weights_share(draw.step, draws[index + 1].step)
             single += 2 * reach * share * of_one
             pair += 2 * reach * share * of_two
         response, offset = draw.response

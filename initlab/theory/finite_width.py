@@ -11,6 +11,7 @@ batch therefore averages less and less of it away.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -25,18 +26,26 @@ from initlab.tables import SmoothTable, stretched, unstretched
 _SDS = 1.96
 """From the middle of a band of 95 % to its ends, in standard deviations."""
 
+_NEARBY = 1e-3
+"""Of ln q: what a slope is taken over at least."""
+
 
 @dataclass(frozen=True)
 class LengthLaw:
-    """The law of E h² over draws of the weights, relative to its mean, in natural logarithms."""
+    """The law of E h² over draws of the weights, relative to its mean, in natural logarithms.
+
+    ``skew`` is that of a Scatter.
+    """
 
     log_mean: float
     log_var: float
+    skew: float = 0.0
 
     def interval(self, sds: float = _SDS) -> tuple[float, float]:
         """The factors by which h² lies below and above its mean in 95 % of the draws."""
         half = sds * math.sqrt(self.log_var)
-        return math.exp(self.log_mean - half), math.exp(self.log_mean + half)
+        low, high = half * (1 - self.skew), half * (1 + self.skew)
+        return math.exp(self.log_mean - low), math.exp(self.log_mean + high)
 
 
 def relu_length_law(width: int, depth: int) -> LengthLaw:
@@ -106,9 +115,12 @@ class Scatter:
     """How the draws of the weights scatter a second moment, in natural logarithms.
 
     ``single`` is the log-variance of one sample's, ``pair`` the log-covariance of two samples',
-    ``shift`` the mean of the pair's logarithm, and ``angle`` the mean square by which the two
+    ``shift`` the middle of the pair's logarithm, and ``angle`` the mean square by which the two
     samples' correlation strays from its mean-field value. On images each position is a sample;
     ``common`` is the part of ``angle`` that is the same wherever in the image the two are.
+
+    Above the middle 95 % of a pair's draws reach (1 + ``skew``)/(1 − skew) times as far as below
+    it: beside a repelling fixed point some are held that others leave behind.
     """
 
     single: float = 0.0
@@ -116,15 +128,48 @@ class Scatter:
     shift: float = 0.0
     angle: float = 0.0
     common: float = 0.0
+    skew: float = 0.0
 
-    def step(self, slope: float, single: float, pair: float) -> Scatter:
-        """One layer on: deviations grow by ``slope``; it adds these relative (co)variances."""
-        return Scatter(
-            slope**2 * self.single + math.log1p(single),
-            slope**2 * self.pair + math.log1p(pair),
-            slope * self.shift - math.log1p(pair) / 2,
-            self.angle,
-            self.common,
+    @property
+    def edges(self) -> tuple[float, float]:
+        """Between which 95 % of a pair's logarithms lie."""
+        half = _SDS * math.sqrt(self.pair)
+        return self.shift - half * (1 - self.skew), self.shift + half * (1 + self.skew)
+
+    def mapped(self, to: Callable[[float], float]) -> tuple[Scatter, float]:
+        """Behind a map of the logarithms that may bend, and its slope between the edges.
+
+        Over what a deep network scatters the length map is no line: the middle and both edges go
+        their own ways.
+        """
+        low, high = self.edges
+        low, high = min(low, self.shift - _NEARBY), max(high, self.shift + _NEARBY)
+        ends, middle = (to(low), to(high)), to(self.shift)
+        slope = (ends[1] - ends[0]) / (high - low)
+        apart = abs(ends[1] - ends[0])
+        skew = (sum(ends) - 2 * middle) / apart if apart else 0.0
+        pair = slope**2 * self.pair
+        return replace(
+            self,
+            single=pair + slope**2 * self.own,
+            pair=pair,
+            shift=middle,
+            skew=min(max(skew, -1.0), 1.0),
+        ), slope
+
+    def widened(self, single: float, pair: float) -> Scatter:
+        """With these relative (co)variances, which a layer adds."""
+        fresh = math.log1p(pair)
+        below, above = (
+            math.sqrt(self.pair * (1 + side * self.skew) ** 2 + fresh) for side in (-1, 1)
+        )
+        together = ((below + above) / 2) ** 2
+        return replace(
+            self,
+            single=together + self.single - self.pair + math.log1p(single) - fresh,
+            pair=together,
+            shift=self.shift - fresh / 2,
+            skew=(above - below) / (above + below) if together else 0.0,
         )
 
     def turned(self, turned: float, fresh: float, alike: float, image: Image | None) -> Scatter:
@@ -153,7 +198,7 @@ class Scatter:
         ``rigid`` is the share of that variance whose norm orthogonal weights keep exactly.
         """
         loose = 2 * (1 - rigid) / width
-        return self.step(1.0, loose, loose * self.cosine_square(decorrelation))
+        return self.widened(loose, loose * self.cosine_square(decorrelation))
 
     @property
     def own(self) -> float:
@@ -167,14 +212,17 @@ class Scatter:
     def batch_law(self, batch_size: int) -> LengthLaw:
         """The law of the mean over a batch: the samples' own parts average out, shared ones stay.
 
-        inf where the scatter has no finite variance left.
+        Its variance is inf where the scatter has no finite one left, or where the samples' own is
+        more than 2·ln ``batch_size``: the longest then outweighs all others together, and nothing
+        averages (Derrida 1981, the frozen phase of the random energy model).
         """
-        if max(self.single, self.pair, abs(self.shift)) > 600:
+        frozen = self.own > 2 * math.log(batch_size) > 0
+        if frozen or max(self.single, self.pair, abs(self.shift)) > 600:
             return LengthLaw(self.shift, math.inf)
         own = math.expm1(self.single) / batch_size
         shared = math.expm1(self.pair) * (1 - 1 / batch_size)
         log_var = math.log1p(own + shared)
-        return LengthLaw(self.shift - (log_var - self.pair) / 2, log_var)
+        return LengthLaw(self.shift - (log_var - self.pair) / 2, log_var, self.skew)
 
 
 _TAPS = 9
@@ -256,6 +304,17 @@ class Layer:
         moves = (0.0, 0.0), (scatter.shift - stray, own), (scatter.shift + stray, own)
         here, low, high = (_log_mean(self.phi, of, at + move, spread) for move, spread in moves)
         return (high - low) / (2 * stray), (high + low) / 2 - here
+
+    def mean_square(self, scatter: Scatter) -> tuple[Scatter, float]:
+        """The scatter of E φ² behind that of the length, and by how much one grows per other."""
+        if self.phi.homogeneous:
+            return scatter, 1.0
+        return scatter.mapped(lambda ln: self.change("second_moment", ln))
+
+    def change(self, of: MeanSquare, ln: float) -> float:
+        """What ``ln`` more of ln q adds to the logarithm of E φ² or E φ'²."""
+        at = math.log(self.q)
+        return _log_moment(self.phi, of, at + ln) - _log_moment(self.phi, of, at)
 
     @property
     def curvature(self) -> float:
@@ -382,26 +441,27 @@ def rigidity(q: float, orthogonal: float, bias_var: float, *, uniform_bias: bool
 
 def activated(scatter: Scatter, layer: Layer) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the mean of φ²."""
-    slope, moved = layer.response("second_moment", scatter)
+    after, slope = layer.mean_square(scatter)
     fourth, shared = layer.one[_SQUARE][_SQUARE], layer.shared(scatter)[_SQUARE][_SQUARE]
     kept = 2 * slope**2 * layer.rigid
     fresh = max(shared - 1 - kept * scatter.cosine_square(layer.decorrelation), 0.0) / layer.width
-    stepped = scatter.step(slope, max(fourth / layer.keep - 1 - kept, 0.0) / layer.width, fresh)
+    after = after.widened(max(fourth / layer.keep - 1 - kept, 0.0) / layer.width, fresh)
     # Where E φ² bends, its mean moves with what scatters: the samples' own lengths, and the norm
     # that orthogonal weights keep from scattering as a Gaussian layer's does.
-    moved += layer.curvature * (scatter.own / 2 - layer.rigid / layer.width)
-    return replace(stepped, shift=moved - math.log1p(fresh) / 2)
+    moved = layer.curvature * (scatter.own / 2 - layer.rigid / layer.width)
+    return replace(after, shift=after.shift + moved)
 
 
 def advanced(
-    scatter: Scatter, after: Scatter, layer: Layer, weight_var: float, next_q: float
+    scatter: Scatter, after: Scatter, layer: Layer, weight_var: float, bias_var: float
 ) -> Scatter:
     """From the scatter of a layer's pre-activation variance to that of the next layer's.
 
     ``after`` is ``activated`` of it, ``weight_var`` is fan_in·Var(W) of the affine layer between,
-    ``next_q`` the length after it.
+    ``bias_var`` the variance of its biases.
     """
     moments, keep = layer.phi.moments(layer.q), layer.keep
+    next_q = weight_var * moments.second_moment / keep + bias_var
     share = weight_var * moments.second_moment / keep / next_q
     product, squares, cubes, fourth = (  # relative to E φ²/keep, which the next layer reads
         layer.two[_VALUE][_VALUE] * keep,
@@ -418,10 +478,10 @@ def advanced(
     turned = (slope * layer.two[_SLOPE][_SLOPE]) ** 2
     fresh = max(share**2 * strays - turned * layer.rigid * (1 - alike) ** 2, 0.0) / layer.width
     read = after if layer.image is None else after.over_positions(_TAPS)
-    following = replace(
-        read, single=share**2 * read.single, pair=share**2 * read.pair, shift=share * read.shift
-    )
-    return following.turned(turned, fresh, alike, layer.image)
+    if bias_var > 0:
+        by_weights, by_bias = math.log(share), math.log(bias_var / next_q)
+        read, _ = read.mapped(lambda ln: float(np.logaddexp(by_weights + ln, by_bias)))
+    return read.turned(turned, fresh, alike, layer.image)
 
 
 @dataclass(frozen=True)
@@ -453,7 +513,7 @@ def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
     kept = kept_both = 0.0
     if layer.rigid:
         steeper, _ = layer.response("derivative_second_moment", signal)
-        longer, _ = layer.response("second_moment", signal)
+        _, longer = layer.mean_square(signal)
         kept, kept_both = 2 * layer.rigid * steeper**2, 2 * layer.rigid * steeper * longer
     return SlopeScatter(
         layer.width,
@@ -476,8 +536,7 @@ def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatte
     gradients, whose mean is 0.
     """
     angle, shared, (held, held_both) = gradient.angle, slopes.shared, slopes.held
-    stepped = gradient.step(
-        1.0,
+    stepped = gradient.widened(
         max(3 * slopes.single - 1 - 2 * rigid - held, 0.0) / slopes.width,
         max(shared * (1 + 2 * angle) - 1 - 2 * rigid * angle - held_both, 0.0) / slopes.width,
     )

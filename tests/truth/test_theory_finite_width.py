@@ -32,7 +32,7 @@ def relu_scatter(width: int, depth: int, cosines: list[float], scatter: Scatter)
         apart = 1 - cosines[layer]
         measured.append(scatter.over_units(width, apart, 0.0))
         at = Layer(relu, width, 2.0, apart)
-        scatter = finite_width.advanced(scatter, finite_width.activated(scatter, at), at, 2.0, 2.0)
+        scatter = finite_width.advanced(scatter, finite_width.activated(scatter, at), at, 2.0, 0.0)
     return measured
 
 
@@ -85,7 +85,9 @@ def test_every_activation_scatters_as_forty_simulated_networks_do(entry):
             assert 1 / 1.6 < simulated[layer] / sd < 1.6, layer
         at = Layer(phi, 256, lengths[layer], apart, rigid)
         after = finite_width.activated(scatter, at)
-        scatter = finite_width.advanced(scatter, after, at, entry["sigma_w_sq"], lengths[layer + 1])
+        scatter = finite_width.advanced(
+            scatter, after, at, entry["sigma_w_sq"], entry["sigma_b_sq"]
+        )
 
 
 @pytest.mark.parametrize("entry", table("t5b"), ids=entry_id)
