@@ -309,7 +309,7 @@ def _follow(
 ) -> list[_Row]:
     source, size = _source(experiment, layers), experiment.batch_size
     draws = _drawn(source, layers, phi, experiment.has_head, band)
-    gradients, at_input, silent = _gradients(draws, layers, experiment.has_head)
+    gradients, at_input, silent = _gradients(draws, layers, experiment.has_head, size)
     longest = outliers(draws, size) if band else [Outlier()] * len(draws)
     rows = [_input_row(source.signal, at_input, layers[0], experiment, silent, longest)]
     image = bool(layers[0].border)
@@ -333,12 +333,14 @@ def _until_parted(rows: list[_Row]) -> list[_Row]:
 
 
 def _gradients(
-    draws: Sequence[Draw], layers: Sequence[Affine], has_head: bool
+    draws: Sequence[Draw], layers: Sequence[Affine], has_head: bool, size: int
 ) -> tuple[Sequence[GradientStep], Gradient | None, str]:
     """Those of every layer and of the input, and why theory is silent of them."""
     nothing = [GradientStep(None, None)] * len(draws)
     if len(draws) < len(layers):  # the signal overflows on the way
         return nothing, None, ""
+    if _part(draws, size):
+        return nothing, None, _PARTED
     if not any(layer.mean for layer in layers):
         if has_head:
             return *backward(draws, 1 / (CLASSES - 1), 0), ""
@@ -346,6 +348,13 @@ def _gradients(
     if has_head and layers[0].border:
         return nothing, None, _COHERENT
     return *shifted_gradients(tuple(draw.step for draw in draws), tuple(layers)), ""
+
+
+def _part(draws: Sequence[Draw], size: int) -> bool:
+    """Whether lengths on which the gradients depend have no law any more."""
+    phi = draws[0].step.phi
+    lengths = [draw.before for draw in draws if phi and not phi.homogeneous]
+    return not all(_has_law(each.batch_law(size)) for each in lengths if each)
 
 
 def _input_row(
@@ -451,12 +460,17 @@ def _gradient_stats(
     return PredictedStats(second, second, low, high, shown * low, shown * high)
 
 
+def _has_law(law: LengthLaw) -> bool:
+    """Whether 95 % of the draws are within 34 orders of magnitude."""
+    return law.log_var < 400
+
+
 def _more(ln: float) -> float:
     return math.expm1(min(max(ln, 0.0), 600.0))
 
 
 def _interval(mean: float, law: LengthLaw, lone: float) -> tuple[float | None, float | None]:
-    if not law.log_var < 400:
+    if not _has_law(law):
         return None, None
     low, high = (mean * factor for factor in law.interval())
     high = max(high, lone)

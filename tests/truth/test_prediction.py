@@ -321,6 +321,7 @@ def test_where_single_draws_go_any_way_theory_draws_no_line():
     assert 4 < sum(drawn) < len(drawn)
     assert drawn == sorted(drawn, reverse=True)
     assert all("outweigh" in site.reason for site in predicted if site.forward is None)
+    assert all(site.backward is None for site in predicted)
 
 
 def test_a_wider_network_has_a_narrower_band():
