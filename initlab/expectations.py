@@ -384,7 +384,7 @@ def hermite_rows(
         smooth: f has no scale of its own between its kinks, as where it is linear there.
 
     Returns:
-        The coefficients of f, of shape (rows, degree + 1), and E f², E f' and E f'², each of shape
+        The coefficients of f, of shape (rows, degree + 1), and Var f, E f' and E f'², each of shape
         (rows,); to 1e-6 or better.
     """
     scales = np.sqrt(variances)
@@ -410,17 +410,25 @@ def _row_moments(
     z: np.ndarray,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """The coefficients, E f², E f' and E f'² as columns, with nodes for each row or for all."""
+    """The coefficients, Var f, E f' and E f'² as columns, with nodes for each row or for all."""
     with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
         x = means[:, None] + scales[:, None] * z
         values, slopes = integrands(x.ravel()).reshape(2, *x.shape)
+        centre = integrands(means)[0]  # what varies little about it keeps its digits
+        values -= centre[:, None]
         weighted, steep = values * weights, slopes * weights
-        rest = [(weighted * values).sum(axis=1), steep.sum(axis=1), (steep * slopes).sum(axis=1)]
+        square, rest = (
+            (weighted * values).sum(axis=1),
+            [steep.sum(axis=1), (steep * slopes).sum(axis=1)],
+        )
         powers = [weighted.sum(axis=1)]
         for _ in range(degree):
             weighted *= z
             powers.append(weighted.sum(axis=1))
-        return np.column_stack([np.stack(powers, axis=1) @ _to_hermite(degree), *rest])
+        found = np.stack(powers, axis=1) @ _to_hermite(degree)
+        var = np.maximum(square - found[:, 0] ** 2, 0.0)
+        found[:, 0] += centre
+        return np.column_stack([found, var, *rest])
 
 
 @lru_cache

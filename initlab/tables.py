@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import overload
 
 import numpy as np
 
@@ -51,6 +52,25 @@ class SmoothTable:
                 found[inside] = _series(coefficients[function], 2 * (points[inside] - cell) - 1)
         return found
 
+    def among(self, functions: int, *points: np.ndarray) -> np.ndarray:
+        """The ``functions`` of them at many points, of shape (points, functions); nan in cells that
+        are too rough."""
+        places = [np.floor(x) for x in points]
+        polynomials = np.ones((len(points[0]), 1))
+        for x, low, order in zip(points, places, self._orders, strict=True):
+            along = np.cos(np.arange(order) * np.arccos((2 * (x - low) - 1).clip(-1, 1))[:, None])
+            polynomials = (polynomials[:, :, None] * along[:, None]).reshape(len(x), -1)
+        order = np.lexsort(places)
+        cells = np.stack(places, axis=1)[order]
+        starts = np.flatnonzero(np.any(np.diff(cells, axis=0), axis=1)) + 1
+        found = np.full((len(order), functions), math.nan)
+        for inside in np.split(order, starts):
+            cell = tuple(int(low[inside[0]]) for low in places)
+            coefficients = self._coefficients(cell)
+            if coefficients is not None:
+                found[inside] = polynomials[inside] @ coefficients.reshape(functions, -1).T
+        return found
+
     def _coefficients(self, cell: tuple[int, ...]) -> np.ndarray | None:
         if cell not in self._cells:
             self._cells[cell] = self._filled(cell)
@@ -93,13 +113,19 @@ def _series(coefficients: np.ndarray, x: np.ndarray) -> np.ndarray:
     return coefficients @ np.cos(np.arange(len(coefficients))[:, None] * np.arccos(x.clip(-1, 1)))
 
 
-def stretched(q: float) -> float:
+@overload
+def stretched(q: float) -> float: ...
+@overload
+def stretched(q: np.ndarray) -> np.ndarray: ...
+def stretched(q):
     """What tables over a variance run over: its octaves, but √q itself where it is so small that a
     function of √q·z is its leading power and a series in √q.
 
     >>> round(stretched(2.0) - stretched(1.0), 1)
     1.0
     """
+    if isinstance(q, np.ndarray):
+        return 2 * np.log2(1 + 64 * np.sqrt(q))
     return 2 * math.log2(1 + 64 * math.sqrt(q))
 
 

@@ -17,6 +17,7 @@ import torch
 
 from initlab.activations import Activation, homogeneous_gap
 from initlab.expectations import hermite_rows
+from initlab.tables import SmoothTable, stretched, unstretched
 
 _DEGREE = 12
 _FIRST, _RATIO, _POWERS = 16, 4, 7
@@ -26,6 +27,16 @@ geometrically from one to the next, as a kink's does, so that E φ'² is right t
 _KNOTS = np.linspace(-27.0, 27.0, 54 * 7 + 1)
 """Of ln q: seven an e-fold."""
 
+_FEW = 256
+"""Up to so many pre-activations with means are integrated one by one, at 5 µs each."""
+
+_CELLS = 3
+"""Of the table for more of them: for each standard deviation of the mean about 0, and e-fold
+beyond."""
+
+_STILL, _FLAT = 1e-26, 1e-22
+"""Var φ relative to E φ², and E φ'² to E φ²/E x², where φ is as good as constant."""
+
 
 @dataclass(frozen=True, eq=False)
 class Responses:
@@ -33,9 +44,10 @@ class Responses:
 
     Attributes:
         squares, slope_squares: E φ² and E φ'².
-        shape: (a_0, a_1, …, √rest)/√E φ² along a last axis; None where pairs have a closed form.
+        shape: (a_0, a_1, …, √rest)/√E φ² along a first axis, and where pre-activations have means
+            the same of φ − E φ; None where pairs have a closed form.
         decay: by which factor one power's share of the rest is less than the last's.
-        means, slope_means: E φ and E φ'; None where the pre-activations' means are 0.
+        means, variances, slope_means: E φ, Var φ, E φ'; None where pre-activations have mean 0.
     """
 
     squares: np.ndarray
@@ -43,20 +55,26 @@ class Responses:
     shape: np.ndarray | None = None
     decay: np.ndarray | None = None
     means: np.ndarray | None = None
+    variances: np.ndarray | None = None
     slope_means: np.ndarray | None = None
 
     def at(self, indices: np.ndarray) -> Responses:
         """Those of some of the samples, the first axis, as pairs need them."""
-        shape, decay = self.shape, self.decay
-        if shape is None or decay is None:
-            return Responses(self.squares[indices], self.slope_squares)
-        return Responses(self.squares[indices], self.slope_squares, shape[indices], decay[indices])
+        shape, decay, means, variances = self.shape, self.decay, self.means, self.variances
+        return Responses(
+            self.squares[indices],
+            self.slope_squares,
+            None if shape is None else shape[:, indices],
+            None if decay is None else decay[indices],
+            None if means is None else means[indices],
+            None if variances is None else variances[indices],
+        )
 
 
 def responses(phi: Activation, means: np.ndarray | None, variances: np.ndarray) -> Responses:
     """Of an activation to N(mean, variance), elementwise; None is a mean of 0 everywhere."""
     if means is not None:
-        made = _integrated(phi, means, variances)
+        made = _shifted(phi, means, variances)
     elif variances.size == 1 or phi.homogeneous:
         made = _exact(phi, variances)
     else:
@@ -79,15 +97,22 @@ def pair_gaps(
         sizes: √(Var u·Var v).
         gaps: that minus Cov(u, v).
     """
+    one, two = made
     apart = np.divide(gaps, sizes, out=np.zeros_like(gaps), where=sizes > 0).clip(0.0, 2.0)
-    scale = np.sqrt(made[0].squares) * np.sqrt(made[1].squares)
-    if made[0].shape is not None:
-        return scale * _series_gap(*made, apart)
+    scale = np.sqrt(one.squares) * np.sqrt(two.squares)
+    if one.variances is not None and two.variances is not None:
+        assert one.means is not None
+        assert two.means is not None
+        varying = np.sqrt(one.variances) * np.sqrt(two.variances)
+        unequal = np.maximum(scale - varying - one.means * two.means, 0.0)
+        return unequal + varying * _series_gap(one, two, apart)
+    if one.shape is not None:
+        return scale * _series_gap(one, two, apart)
     if phi.homogeneous:
         right, left = phi.homogeneous
         return scale * homogeneous_gap(right, left, apart) * 2 / (right**2 + left**2)
-    one = phi.pair_moments(sizes.item(), apart.item()).gap if sizes.all() else 0.0
-    return np.full_like(apart, one)
+    gap = phi.pair_moments(sizes.item(), apart.item()).gap if sizes.all() else 0.0
+    return np.full_like(apart, gap)
 
 
 def _series_gap(one: Responses, two: Responses, apart: np.ndarray) -> np.ndarray:
@@ -96,7 +121,7 @@ def _series_gap(one: Responses, two: Responses, apart: np.ndarray) -> np.ndarray
     assert two.shape is not None
     assert one.decay is not None
     assert two.decay is not None
-    terms = np.moveaxis(one.shape * two.shape, -1, 0)
+    terms = one.shape * two.shape
     gap = np.maximum(1 - terms.sum(axis=0), 0.0)  # what unequal lengths alone leave
     lost, c = np.zeros_like(apart), 1 - apart  # lost = 1 − cⁿ
     for term in terms[1:-1]:
@@ -105,7 +130,7 @@ def _series_gap(one: Responses, two: Responses, apart: np.ndarray) -> np.ndarray
     for _ in range(_FIRST - _DEGREE):
         lost = lost * c + apart
     decay = (one.decay + two.decay) / 2
-    share = terms[-1] / (decay[..., None] ** np.arange(_POWERS)).sum(axis=-1)
+    share = terms[-1] / np.polynomial.polynomial.polyval(decay, np.ones(_POWERS))
     for _ in range(_POWERS):
         gap += share * lost
         share = share * decay
@@ -127,23 +152,72 @@ def _exact(phi: Activation, variances: np.ndarray) -> Responses:
     return Responses(one.second_moment * scale, slopes)
 
 
-def _integrated(phi: Activation, means: np.ndarray, variances: np.ndarray) -> Responses:
-    linear = phi.homogeneous is not None
-    unit = np.sqrt(np.where(variances > 0, variances, 1.0)) if linear else np.ones_like(variances)
-    found, squares, slope_means, slope_squares = hermite_rows(
-        _profile(phi), (means / unit).ravel(), (variances / unit**2).ravel(), _DEGREE, phi.kinks,
-        smooth=linear,
-    )  # fmt: skip
+def _shifted(phi: Activation, means: np.ndarray, variances: np.ndarray) -> Responses:
+    """Of pre-activations with means; many of them at once by table."""
+    unit = np.sqrt(np.where(variances > 0, variances, 1.0)) if phi.homogeneous else 1.0
+    m, v = (means / unit).ravel(), (variances / unit**2).ravel()
+    numbers = _numbers_of_many(phi, m, v) if m.size > _FEW else _numbers(phi, m, v)
+    log_squares, mean, log_varying, log_steep, slope_mean, *coefficients = numbers.T
+    squares, varying = np.exp(log_squares), np.maximum(np.exp(log_varying) - _STILL, 0.0)
+    steep = np.exp(log_steep)
+    per_slope = squares / np.maximum(m**2 + v, 1e-300)
+    slope_squares = np.maximum(steep - _FLAT, 0.0) * per_slope
+    scale = np.maximum(squares * varying, 1e-300)
+    shape, decay = _shape(np.stack(coefficients), np.minimum(v * slope_squares / scale, 1e300))
     of = means.shape
-    shape, decay = _shape(found, squares, (variances / unit**2).ravel() * slope_squares)
     return Responses(
         squares.reshape(of) * unit**2,
         slope_squares.reshape(of),
-        shape.reshape(*of, -1),
+        shape.reshape(-1, *of),
         decay.reshape(of),
-        found[:, 0].reshape(of) * unit,
-        slope_means.reshape(of),
+        (mean * np.sqrt(squares)).reshape(of) * unit,
+        (varying * squares).reshape(of) * unit**2,
+        (slope_mean * np.sqrt(steep) * np.sqrt(per_slope)).reshape(of),
     )
+
+
+def _numbers_of_many(phi: Activation, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    places = _CELLS * np.arcsinh(means / np.sqrt(1 + variances)), stretched(variances)
+    found = _shifted_table(phi).among(_DEGREE + 5, *places)
+    rough = np.isnan(found[:, 0])
+    if rough.any():
+        found[rough] = _numbers(phi, means[rough], variances[rough])
+    return found
+
+
+@lru_cache(maxsize=64)
+def _shifted_table(phi: Activation) -> SmoothTable:
+    def fill(_: tuple[int, ...], nodes: list[np.ndarray]) -> np.ndarray:
+        places, variances = np.meshgrid(nodes[0], unstretched(nodes[1]), indexing="ij")
+        means = np.sinh(places / _CELLS) * np.sqrt(1 + variances)
+        return _numbers(phi, means.ravel(), variances.ravel()).T.reshape(-1, *means.shape)
+
+    return SmoothTable(fill, orders=(8, 6), tolerance=0.1)
+
+
+def _numbers(phi: Activation, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """All that is smooth in the mean and the variance, a row for each: ln E φ², E φ/√E φ²,
+    ln Var φ/E φ², ln E φ'²·E x²/E φ², E φ'/√E φ'² and (a_1, …)/√Var φ.
+
+    What is constant but for rounding stays smooth by the constants that are added.
+    """
+    found, varying, slope_means, slope_squares = hermite_rows(
+        _profile(phi), means, variances, _DEGREE, phi.kinks, smooth=phi.homogeneous is not None
+    )
+    squares = np.maximum(found[:, 0] ** 2 + varying, 1e-300)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
+        per_slope = squares / np.maximum(means**2 + variances, 1e-300)
+        varying, steep = varying / squares + _STILL, slope_squares / per_slope + _FLAT
+        return np.column_stack(
+            [
+                np.log(squares),
+                found[:, 0] / np.sqrt(squares),
+                np.log(varying),
+                np.log(steep),
+                slope_means / (np.sqrt(steep) * np.sqrt(per_slope)),
+                found[:, 1:] / (np.sqrt(varying) * np.sqrt(squares))[:, None],
+            ]
+        )
 
 
 def _profile(phi: Activation) -> Callable[[np.ndarray], np.ndarray]:
@@ -154,20 +228,18 @@ def _profile(phi: Activation) -> Callable[[np.ndarray], np.ndarray]:
     return integrands
 
 
-def _shape(
-    found: np.ndarray, squares: np.ndarray, steepness: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _shape(relative: np.ndarray, steepness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of unit length with what they leave, and how that falls from power to power.
 
-    ``steepness`` is q·E φ'² = Σ n·a_n².
+    ``relative`` are the last coefficients up to the degree, relative to that length;
+    ``steepness`` is q·E φ'² = Σ n·a_n², relative to its square.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.nan_to_num(found / np.sqrt(squares)[:, None], posinf=0.0, neginf=0.0)
-        steep = np.nan_to_num(steepness / squares, posinf=0.0)
-    rest = np.maximum(1 - (relative**2).sum(axis=1), 0.0)
-    left = np.maximum(steep - relative**2 @ np.arange(_DEGREE + 1), 0.0)
-    shape = np.concatenate([relative, np.sqrt(rest)[:, None]], axis=1)
-    shape /= np.maximum(np.linalg.norm(shape, axis=1, keepdims=True), 1e-300)
+    powers = np.arange(_DEGREE + 1)[-len(relative) :]
+    rest = np.maximum(1 - (relative**2).sum(axis=0), 0.0)
+    left = np.maximum(steepness - powers @ relative**2, 0.0)
+    none = np.zeros((_DEGREE + 1 - len(relative), relative.shape[1]))
+    shape = np.concatenate([none, relative, np.sqrt(rest)[None]])
+    shape /= np.maximum(np.linalg.norm(shape, axis=0), 1e-300)
     power = np.divide(left, rest * _FIRST, out=np.ones_like(rest), where=rest > 1e-12)
     return shape, np.interp(power, *_decays())
 
@@ -186,10 +258,10 @@ def _tabled(phi: Activation, variances: np.ndarray) -> Responses:
     inside = log.clip(_KNOTS[0], _KNOTS[-1])
     spline = _table(phi)
     values = spline(inside)
-    logs, shape, decay = values[..., :2], values[..., 2:-1], values[..., -1]
+    logs, shape, decay = values[..., :2], np.moveaxis(values[..., 2:-1], -1, 0), values[..., -1]
     if (log != inside).any():
         logs = logs + spline(inside, 1)[..., :2] * (log - inside)[..., None]
-    shape = shape / np.linalg.norm(shape, axis=-1, keepdims=True)
+    shape = shape / np.linalg.norm(shape, axis=0)
     squares, slope_squares = np.moveaxis(np.exp(logs), -1, 0)
     return Responses(squares, slope_squares, shape, decay.clip(0.0, 1.0))
 
@@ -203,7 +275,8 @@ def _table(phi: Activation):
         hermite_rows(_profile(phi), np.zeros_like(q), q, _DEGREE, phi.kinks)
         for q in np.array_split(np.exp(_KNOTS), 54)
     ]
-    found, squares, _, slopes = (np.concatenate(each) for each in zip(*rows, strict=True))
-    shape, decay = _shape(found, squares, np.exp(_KNOTS) * slopes)
-    logs = np.log(np.stack([squares, slopes], axis=1).clip(1e-300))
-    return CubicSpline(_KNOTS, np.concatenate([logs, shape, decay[:, None]], axis=1))
+    found, varying, _, slopes = (np.concatenate(each) for each in zip(*rows, strict=True))
+    squares = np.maximum(found[:, 0] ** 2 + varying, 1e-300)
+    shape, decay = _shape(found.T / np.sqrt(squares), np.exp(_KNOTS) * slopes / squares)
+    logs = np.log(np.stack([squares, slopes]).clip(1e-300))
+    return CubicSpline(_KNOTS, np.concatenate([logs, shape, decay[None]]).T)

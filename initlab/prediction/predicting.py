@@ -33,11 +33,15 @@ from initlab.prediction.scattering import Draw, backward, first_draw, next_draw
 from initlab.schemes import Scheme, scheme
 from initlab.theory import GapScatter, LengthLaw, Scatter
 
-_SAMPLES = {"mlp": 32, "cnn": 8}
-"""A batch of digits is represented by this many samples, and all their pairs: those that together
-come nearest to it. With 8 images, each of which has 64 positions, second moments stray by 1 % from
-what 48 give after 15 layers, what tells them apart by up to 6 %. Weights of nonzero mean see each
-image by its sum alone: there it is 8 and 25 %, and more of gradients that few images pass."""
+_SAMPLES, _IMAGES = 32, 8
+"""A batch of digits is represented by this many samples or images, and all their pairs: those that
+together come nearest to it. With 8 images, each of which has 64 positions, second moments stray by
+1 % from what 48 give after 15 layers, what tells them apart by up to 6 %. Weights of nonzero mean
+see each position by its mean over channels alone, and ask for as many images as samples."""
+
+_APART = np.array([2, 6, 10, 14])
+"""Of many images each makes a pair with those chosen so much later: the very next ones were chosen
+because they differ most."""
 
 _FEW_WEIGHTS = (
     "No theory is drawn of the input's gradient: a kernel of 9 weights is too small for the "
@@ -61,9 +65,9 @@ _UNCENTRED = (
 
 _NO_BAND = "No band is drawn: it is for weights and biases of mean 0."
 
-_FEW_IMAGES = (
-    "No band is drawn: it is for weights and biases of mean 0; and the line is rough, since few "
-    "images stand for all."
+_FEW_PASS = (
+    "No theory is drawn of the gradient from here to the input: a few inputs of the batch pass "
+    "nearly all of it, and which ones is a matter of the draw."
 )
 
 _OVERFLOW = "The signal overflows here."
@@ -239,7 +243,7 @@ def _unsaid(experiment: Predictable, layers: Sequence[Affine]) -> dict[str, str]
     image, summed = bool(layers[0].border), any(layer.mean for layer in layers)
     sentences = {"backward": _LEANING} if image and experiment.has_head and not summed else {}
     if _moved(layers):
-        sentences |= {"var": _UNCENTRED, "band": _FEW_IMAGES if image and summed else _NO_BAND}
+        sentences |= {"var": _UNCENTRED, "band": _NO_BAND}
     return sentences
 
 
@@ -347,7 +351,24 @@ def _gradients(
         return *backward(draws, 1 / layers[-1].outputs, layers[-1].outputs), ""
     if has_head and layers[0].border:
         return nothing, None, _COHERENT
-    return *shifted_gradients(tuple(draw.step for draw in draws), tuple(layers)), ""
+    return *shifted_gradients(tuple(draw.step for draw in draws), tuple(layers), size), _FEW_PASS
+
+
+def _row(
+    signal: Signal,
+    forward: PredictedStats | None,
+    gradient: Gradient | None,
+    ln: float,
+    size: int,
+    silent: str,
+) -> _Row:
+    """Of one place; ``ln`` is that of an Outlier's gradient, ``silent`` why there is none."""
+    backward = _gradient_stats(gradient, size, ln)
+    if not math.isfinite(signal.second_moment):  # φ may square what is still finite
+        return _Row(None, backward, None, _OVERFLOW)
+    if forward is None or (backward is None and gradient and math.isfinite(gradient.second_moment)):
+        return _Row(forward, backward, signal.cosine, _PARTED)
+    return _Row(forward, backward, signal.cosine, "" if gradient else silent)
 
 
 def _part(draws: Sequence[Draw], size: int) -> bool:
@@ -365,13 +386,12 @@ def _input_row(
     silent: str,
     longest: Sequence[Outlier],
 ) -> _Row:
-    stats = _stats(signal, None, experiment.batch_size)
+    size = experiment.batch_size
+    stats = _stats(signal, None, size)
     # Nine weights decide which taps pass a gradient that is alike all over the image.
-    if experiment.has_head and first.border and first.inputs == 1:
-        return _Row(stats, None, signal.cosine, _FEW_WEIGHTS if gradient else silent)
-    ln = longest[0].gradient if longest else 0.0
-    at = _gradient_stats(gradient, experiment.batch_size, ln)
-    return _Row(stats, at, signal.cosine, silent or (_PARTED if gradient and not at else ""))
+    if gradient and experiment.has_head and first.border and first.inputs == 1:
+        return _Row(stats, None, signal.cosine, _FEW_WEIGHTS)
+    return _row(signal, stats, gradient, longest[0].gradient if longest else 0.0, size, silent)
 
 
 def _layer_rows(
@@ -379,23 +399,15 @@ def _layer_rows(
 ) -> Iterator[_Row]:
     """A layer's pre-activations, its activations, and these behind dropout."""
     step = draw.step
-
-    def row(signal: Signal, forward: PredictedStats | None, gradient: Gradient | None, ln: float):
-        back = _gradient_stats(gradient, size, ln)
-        if not math.isfinite(signal.second_moment):  # φ may square what is still finite
-            return _Row(None, back, None, _OVERFLOW)
-        parted = forward is None or (gradient is not None and back is None)
-        return _Row(forward, back, signal.cosine, silent or (_PARTED if parted else ""))
-
     forward = _stats(step.before, draw.before, size, outlier.before, draw.across)
-    yield row(step.before, forward, at.before, outlier.gradient)
+    yield _row(step.before, forward, at.before, outlier.gradient, size, silent)
     if step.after is None or step.read is None:
         return
     forward = _stats(step.after, draw.after, size, outlier.after)
-    yield row(step.after, forward, at.after, outlier.gradient_after)
+    yield _row(step.after, forward, at.after, outlier.gradient_after, size, silent)
     if draw.layer.keep != 1 and math.isfinite(step.after.second_moment):
         forward = _stats(step.read, draw.after, size, outlier.after)
-        yield row(step.read, forward, at.read, outlier.gradient_after)
+        yield _row(step.read, forward, at.read, outlier.gradient_after, size, silent)
 
 
 def _pooled_rows(draw: Draw, at: GradientStep, size: int, silent: str) -> list[_Row]:
@@ -491,7 +503,8 @@ def _source(experiment: Predictable, layers: Sequence[Affine]) -> Source:
     summed, moved = any(layer.mean for layer in layers), _moved(layers)
     if experiment.data == "noise":  # theory knows its law, not the draw
         return _noise(image, inputs, size, moved, summed)
-    return _given(experiment.data, image, size, inputs, experiment.data_seed, moved)
+    count = _IMAGES if image and not summed else _SAMPLES
+    return _given(experiment.data, image, size, inputs, experiment.data_seed, moved, count)
 
 
 @lru_cache(maxsize=64)
@@ -514,8 +527,10 @@ def _white(image: bool, moved: bool) -> Signal:
 def _summed_noise(image: bool, inputs: int) -> Signal:
     """By the means over the features, or channels, which weights of nonzero mean see: N(0, 1/n)."""
     if image:
-        means = _fields(_SAMPLES["cnn"])
+        means = _fields(_SAMPLES)
         weights = np.full(len(means), 1 / len(means))
+        left, right = _ring(len(means))
+        shares, unpaired = np.ones(len(left)), 1.0
     else:
         edges = np.concatenate([-_SUMS[::-1], [0.0], _SUMS])
         nodes, weights = np.polynomial.legendre.leggauss(3)
@@ -523,11 +538,17 @@ def _summed_noise(image: bool, inputs: int) -> Signal:
         means = (edges[:-1, None] + half + half * nodes).ravel()
         weights = (half * weights).ravel() * np.exp(-(means**2) / 2)
         weights /= weights.sum()
+        left, right = np.triu_indices(len(means))
+        shares, unpaired = weights[left] * weights[right] * np.where(left == right, 1, 2), 0.0
     means = means / math.sqrt(inputs)
-    left, right = np.triu_indices(len(means), k=1 if image else 0)
-    shares = weights[left] * weights[right] * np.where(left == right, 1, 2)
-    batch = Batch(weights, left, right, shares / shares.sum())
+    batch = Batch(weights, left, right, shares / shares.sum(), unpaired)
     return Signal(batch, np.ones_like(means), 1 - means[left] * means[right], means)
+
+
+def _ring(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images make pairs, as ``_APART`` says."""
+    left = np.repeat(np.arange(count), len(_APART))
+    return left, (left + np.tile(_APART, count)) % count
 
 
 def _fields(count: int) -> np.ndarray:
@@ -545,18 +566,25 @@ def _fields(count: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _given(data: str, image: bool, batch_size: int, inputs: int, seed: int, moved: bool) -> Source:
+def _given(
+    data: str, image: bool, batch_size: int, inputs: int, seed: int, moved: bool, most: int
+) -> Source:
     given = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double()
     x = given.numpy()
     squares = (x**2).mean(axis=1)
-    chosen = x[_representative(x, _SAMPLES["cnn" if image else "mlp"])]
+    chosen = x[_representative(x, most)]
     chosen *= math.sqrt(squares.mean() / (chosen**2).mean())
     count = len(chosen)
-    left, right = np.triu_indices(count, k=1) if count > 1 else np.zeros((2, 1), int)
+    if image and count > 2 * _APART[-1]:
+        (left, right), unpaired = _ring(count), count / (count - 1)
+    else:
+        left, right = np.triu_indices(count, k=1) if count > 1 else np.zeros((2, 1), int)
+        unpaired = 0.0
     shown = chosen.reshape(-1, 1, 8, 8) if image else chosen
     lengths, means = (shown**2).mean(axis=1), shown.mean(axis=1)
     products = (shown[left] * shown[right]).mean(axis=1)
-    of = Batch(np.full(count, 1 / count), left, right, np.full(len(left), 1 / len(left)))
+    pair_weights = np.full(len(left), 1 / len(left))
+    of = Batch(np.full(count, 1 / count), left, right, pair_weights, unpaired)
     signal = Signal(of, lengths, of.sizes(lengths) - products, means if moved else None)
     if signal.across_samples_var > 0 and count < batch_size:
         apart = x.var(axis=0, ddof=1).mean() / signal.across_samples_var

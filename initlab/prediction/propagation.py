@@ -110,13 +110,15 @@ class Batch:
     """Which samples stand for a batch, by their weights, and which pairs of them for its pairs.
 
     What the weights of pairs sum up to differs from 1 by what a few samples are further apart, or
-    less, than those that they stand for.
+    less, than those that they stand for. ``unpaired`` is 0 where all pairs are followed; else half
+    the mean square distance of any two is this much larger than their variance.
     """
 
     weights: np.ndarray
     left: np.ndarray
     right: np.ndarray
     pair_weights: np.ndarray
+    unpaired: float = 0.0
 
     def mean(self, values: np.ndarray) -> float:
         """Over samples and positions."""
@@ -125,6 +127,22 @@ class Batch:
     def pair_mean(self, values: np.ndarray) -> float:
         """Over pairs and positions."""
         return float(self.pair_weights @ values.reshape(len(values), -1).mean(axis=1))
+
+    def scatter(self, values: np.ndarray) -> float:
+        """The variance between samples, relative to the square of the mean."""
+        each = values.reshape(len(values), -1).mean(axis=1)
+        mean = self.weights @ each
+        return float(self.weights @ (each / mean - 1) ** 2) if mean > 0 else 0.0
+
+    def beyond_pairs(self, means: np.ndarray | None) -> float:
+        """By how much the means of any two samples differ more than those of the pairs do: half of
+        their mean squares."""
+        if not self.unpaired or means is None:
+            return 0.0
+        spread = self.mean((means - np.tensordot(self.weights, means, 1)) ** 2)
+        differences = (means[self.left] - means[self.right]) ** 2 / 2
+        share = self.pair_weights.sum()
+        return float(share * self.unpaired * spread - self.pair_mean(differences))
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:
         """√(E x²·E y²) of the pairs."""
@@ -165,18 +183,23 @@ class Signal:
     @cached_property
     def across_samples_var(self) -> float:
         """E over pairs of samples of half their squared distance."""
-        return self.gap + self.batch.pair_mean(self.batch.unequal(self.lengths))
+        across = self.gap + self.batch.pair_mean(self.batch.unequal(self.lengths))
+        return max(across + self.batch.beyond_pairs(self.means), 0.0)
 
     @cached_property
     def cosine(self) -> float | None:
         """E xy / √(E x²·E y²), the mean over pairs of samples that are not 0; None without any."""
         products = (self.batch.sizes(self.lengths) - self.gaps).reshape(len(self.gaps), -1)
-        sizes = self.batch.sizes(self.lengths.reshape(len(self.lengths), -1).mean(axis=1))
+        lengths = self.lengths.reshape(len(self.lengths), -1).mean(axis=1)
+        sizes = self.batch.sizes(lengths)
         alive, weights = sizes > 0, self.batch.pair_weights
         if not alive.any():
             return None
         turned = 1 - products[alive].mean(axis=1) / sizes[alive]
         cosine = 1 - float(weights[alive] @ turned * weights.sum() / weights[alive].sum())
+        if self.means is not None:
+            units = np.sqrt(np.maximum(lengths, 1e-300)).reshape(-1, *[1] * (self.means.ndim - 1))
+            cosine -= self.batch.beyond_pairs(self.means / units)
         return round(cosine, 9) + 0.0  # to the digits of the quadrature: no −1e-12
 
     @cached_property
@@ -356,50 +379,59 @@ def _normalized(image: np.ndarray, batch: Batch) -> tuple[np.ndarray, float]:
     return (image / mean if mean > 0 else np.ones_like(image)), mean
 
 
+_SCATTERED = 1 / 3
+"""A relative standard deviation."""
+
+
 @lru_cache(maxsize=16)
 def shifted_gradients(
-    steps: tuple[Step, ...], layers: tuple[Affine, ...]
-) -> tuple[list[GradientStep], Gradient]:
+    steps: tuple[Step, ...], layers: tuple[Affine, ...], batch_size: int
+) -> tuple[list[GradientStep], Gradient | None]:
     """As ``scattering.backward``, where weights have a mean μ; no head behind an average.
 
     Wᵀδ has in every unit the mean μ·Σδ over taps and units, and the variance τ²·Σδ²: E δ² passes
     down, and E of two units' product, the same for all of them, at all pairs of positions. Of
     products of one unit at two positions only the units' common part is followed, 1/n of the sum.
-    Under a loss Σδ = Σ(softmax − y) is 0 at the output.
+    Under a loss Σδ = Σ(softmax − y) is 0 at the output. None from where a batch's mean of E δ²
+    scatters with the inputs in it by more than ``_SCATTERED``.
     """
     rows: list[GradientStep] = []
     batch, square = steps[0].batch, np.ones_like(steps[-1].variances)
-    size = square[0].size
-    shared = np.zeros((len(square), size, size))
-    sums = shared
+    size, count, scattered = square[0].size, min(batch_size, len(square)), False
+    sums = np.zeros((len(square), size, size))
 
-    def gradient(values: np.ndarray) -> Gradient:
-        return Gradient(batch.mean(values), None)
+    def gradient(values: np.ndarray) -> Gradient | None:
+        nonlocal scattered
+        scattered = scattered or batch.scatter(values) / count > _SCATTERED**2
+        return None if scattered else Gradient(batch.mean(values), None)
 
+    shared = sums
     for step, layer in zip(reversed(steps), reversed(layers), strict=True):
+        if scattered:
+            rows.append(GradientStep(None, None))
+            continue
         after = read = None
         if step.made is not None and step.made.slope_means is not None:
             read, square = gradient(square), square / step.flow.keep
             after = gradient(square)
-            own = square * step.made.slope_squares
-            means, n = step.made.slope_means.reshape(len(square), size), layer.outputs
-            together = means[:, :, None] * means[:, None, :] * shared
-            sums = n**2 * together
+            square, n = square * step.made.slope_squares, layer.outputs
+            means = n * step.made.slope_means.reshape(len(square), size)
+            sums = means[:, :, None] * means[:, None, :] * shared
             diagonal = np.einsum("gpp->gp", sums)  # a view
-            diagonal += n * (own.reshape(len(square), size) - np.einsum("gpp->gp", together))
-            square = own
+            diagonal += n * square.reshape(len(square), size) - diagonal / n
         rows.append(GradientStep(after, gradient(square), read))
-        shared = layer.mean**2 * _summed(sums, step.flow, layer.taps, square.shape)
+        shared = _summed(sums, step.flow, square.shape)
+        shared *= (layer.mean * layer.taps) ** 2
         square = layer.backward_factor * step.flow.blur(square)
         square = square + np.einsum("gpp->gp", shared).reshape(square.shape)
     return rows[::-1], gradient(square)
 
 
-def _summed(sums: np.ndarray, flow: Flow, taps: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Products of two positions, each summed over the taps that read it."""
+def _summed(sums: np.ndarray, flow: Flow, shape: tuple[int, ...]) -> np.ndarray:
+    """Products of two positions, each a mean over the taps that read it."""
     if not flow.border:
-        return sums
+        return sums.copy()
     groups, height, width = shape
     ahead = flow.blur(sums.reshape(groups, -1, height, width)).reshape(sums.shape)
     back = flow.blur(ahead.swapaxes(1, 2).reshape(groups, -1, height, width))
-    return taps**2 * back.reshape(sums.shape).swapaxes(1, 2)
+    return back.reshape(sums.shape).swapaxes(1, 2)
