@@ -22,7 +22,10 @@ _ROUNDED = (
     "What theory says of it is not drawn where float32's rounding is larger, below 10⁻¹² of E h²."
 )
 _ZERO = "In theory too it is 0 there, which no line shows."
-_BOUNDLESS = "The band is wider than can be drawn."
+_BOUNDLESS = (
+    "Theory's line ends where one draw of the weights, or one sample of the batch, may outweigh "
+    "all others: what they are on average says nothing of a single network."
+)
 
 
 def finding(
@@ -64,11 +67,13 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     unknown = [site for site in sites if getattr(site, view.field) is None]
     if unknown and (reason := next((site.reason for site in unknown if site.reason), "")):
         return reason
+    if np.isinf(curve(prediction, what, "high").values).any():
+        return _BOUNDLESS
     if theory is None or not np.isfinite(theory.values).all():
         return _ZERO if bare.note else _ROUNDED
     if not view.log or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
-    return prediction.unsaid.get("band", _BOUNDLESS)
+    return prediction.unsaid.get("band", "")
 
 
 def _has_band(theory: Curve) -> bool:

@@ -209,12 +209,11 @@ def theory_curve(
 
 
 def _banded(theory: Curve, prediction: Prediction, what: str, lowest: str, highest: str) -> Curve:
-    """The curve with its band, as far as it is drawn itself; without one if there is none."""
-    drawn = np.isfinite(theory.values)
-    low, high = (
-        np.where(drawn, curve(prediction, what, bound).values, math.nan)
-        for bound in (lowest, highest)
-    )
+    """The curve with its band, or without one if there is none; both end where that has no end."""
+    low, high = (curve(prediction, what, bound).values for bound in (lowest, highest))
+    drawn = np.isfinite(theory.values) & ~np.isinf(high)
+    values, low, high = (np.where(drawn, each, math.nan) for each in (theory.values, low, high))
+    theory = replace(theory, values=values)
     if not np.isfinite(low).any():
         return theory
     return replace(theory, label="theory, 95\u00a0%\u00a0of\u00a0draws", low=low, high=high)

@@ -72,11 +72,6 @@ _FEW_PASS = (
 
 _OVERFLOW = "The signal overflows here."
 
-_PARTED = (
-    "No theory is drawn where one draw of the weights, or one sample of the batch, may outweigh "
-    "all others: what they are on average says nothing of a single network."
-)
-
 _SUMS = 2.0 ** np.arange(-8, 4)
 """Noise under weights of nonzero mean: by sums over its features between these, in deviations,
 crowding where a saturating activation changes sides."""
@@ -127,7 +122,8 @@ class PredictedStats:
             B shows 1 − 1/B of it. None where theory does not follow it.
         low, high: where the measured second moment lies in 95 % of the draws of the weights (and
             of noise), at this width and batch; see ``theory.finite_width``. None where theory does
-            not follow it.
+            not follow it; 0 and inf where one draw, or one sample of the batch, may outweigh all
+            others, so that what they are on average says nothing of a single network.
         across_low, across_high: the same of the measured variance across samples; of gradients and
             pre-activations only.
     """
@@ -325,15 +321,28 @@ def _follow(
     return _until_parted(rows)
 
 
-def _until_parted(rows: list[_Row]) -> list[_Row]:
-    """Behind a layer where single networks part, and for gradients below it, no line comes back."""
-    parted = [index for index, row in enumerate(rows) if row.reason == _PARTED]
-    first = min((index for index in parted if rows[index].forward is None), default=len(rows))
-    last = max((index for index in parted if rows[index].backward is None), default=-1)
-    ended = [replace(row, forward=None, cosine=None, reason=_PARTED) for row in rows[first:]]
-    kept = rows[:first] + ended
-    below = [replace(row, backward=None, reason=_PARTED) for row in kept[: last + 1]]
-    return below + kept[last + 1 :]
+def _until_parted(rows: Sequence[_Row]) -> list[_Row]:
+    """Behind a layer where single networks part, and for gradients below it, no band comes back."""
+    first = next((index for index, row in enumerate(rows) if _is_boundless(row.forward)), len(rows))
+    last = max((index for index, row in enumerate(rows) if _is_boundless(row.backward)), default=-1)
+    return [
+        replace(
+            row,
+            forward=_boundless(row.forward) if index >= first else row.forward,
+            backward=_boundless(row.backward) if index <= last else row.backward,
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def _is_boundless(stats: PredictedStats | None) -> bool:
+    return stats is not None and stats.high == math.inf
+
+
+def _boundless(stats: PredictedStats | None) -> PredictedStats | None:
+    if stats is None:
+        return None
+    return replace(stats, low=0.0, high=math.inf, across_low=0.0, across_high=math.inf)
 
 
 def _gradients(
@@ -343,12 +352,11 @@ def _gradients(
     nothing = [GradientStep(None, None)] * len(draws)
     if len(draws) < len(layers):  # the signal overflows on the way
         return nothing, None, ""
-    if _part(draws, size):
-        return nothing, None, _PARTED
     if not any(layer.mean for layer in layers):
+        outputs, parted = layers[-1].outputs, _part(draws, size)
         if has_head:
-            return *backward(draws, 1 / (CLASSES - 1), 0), ""
-        return *backward(draws, 1 / layers[-1].outputs, layers[-1].outputs), ""
+            return *backward(draws, 1 / (CLASSES - 1), 0, parted), ""
+        return *backward(draws, 1 / outputs, outputs, parted), ""
     if has_head and layers[0].border:
         return nothing, None, _COHERENT
     return *shifted_gradients(tuple(draw.step for draw in draws), tuple(layers), size), _FEW_PASS
@@ -356,7 +364,7 @@ def _gradients(
 
 def _row(
     signal: Signal,
-    forward: PredictedStats | None,
+    forward: PredictedStats,
     gradient: Gradient | None,
     ln: float,
     size: int,
@@ -366,8 +374,6 @@ def _row(
     backward = _gradient_stats(gradient, size, ln)
     if not math.isfinite(signal.second_moment):  # φ may square what is still finite
         return _Row(None, backward, None, _OVERFLOW)
-    if forward is None or (backward is None and gradient and math.isfinite(gradient.second_moment)):
-        return _Row(forward, backward, signal.cosine, _PARTED)
     return _Row(forward, backward, signal.cosine, "" if gradient else silent)
 
 
@@ -442,18 +448,18 @@ def _stats(
     batch_size: int,
     ln: float = 0.0,
     across: LengthLaw | None = None,
-) -> PredictedStats | None:
-    """None where what single networks come to has no law; ``ln`` is that of an Outlier."""
+) -> PredictedStats:
+    """``ln`` is that of an Outlier."""
     second, var = signal.second_moment, signal.across_samples_var
     if scatter is None:
         return PredictedStats(second, var)
     alone = second / batch_size
     band = _interval(second, scatter.batch_law(batch_size), alone * _more(ln))
-    across_band = (None, None)
+    across_band: tuple[float | None, float | None] = None, None
     if across is not None and var is not None:  # a batch's variance divides by B, not by B − 1
         longer = _more(ln / 2) ** 2  # of one direction it is as far from the others
         across_band = _interval(var * (1 - 1 / batch_size), across, alone * longer)
-    return PredictedStats(second, var, *band, *across_band) if band[0] is not None else None
+    return PredictedStats(second, var, *band, *across_band)
 
 
 def _gradient_stats(
@@ -467,8 +473,6 @@ def _gradient_stats(
         return PredictedStats(second, second)
     law = gradient.scatter.batch_law(batch_size)
     low, high = _interval(second, law, second / batch_size * _more(ln))
-    if low is None or high is None:
-        return None
     return PredictedStats(second, second, low, high, shown * low, shown * high)
 
 
@@ -481,12 +485,11 @@ def _more(ln: float) -> float:
     return math.expm1(min(max(ln, 0.0), 600.0))
 
 
-def _interval(mean: float, law: LengthLaw, lone: float) -> tuple[float | None, float | None]:
+def _interval(mean: float, law: LengthLaw, lone: float) -> tuple[float, float]:
     if not _has_law(law):
-        return None, None
+        return 0.0, math.inf
     low, high = (mean * factor for factor in law.interval())
-    high = max(high, lone)
-    return (low, high) if math.isfinite(high) else (None, None)
+    return (low, max(high, lone)) if high < math.inf else (0.0, math.inf)
 
 
 @dataclass(frozen=True)

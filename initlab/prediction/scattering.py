@@ -168,7 +168,7 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
 
 
 def backward(
-    draws: Sequence[Draw], likeness: float, drawn: int
+    draws: Sequence[Draw], likeness: float, drawn: int, parted: bool
 ) -> tuple[list[GradientStep], Gradient]:
     """The gradients of every layer, from the first on, and that of the input.
 
@@ -177,6 +177,7 @@ def backward(
         likeness: the mean square cosine between two samples' gradients at the output.
         drawn: of how many normal numbers a sample's gradient at the output is made, at each
             position; 0 where it is the unit of all others.
+        parted: whether the lengths on which the gradients depend have no law.
     """
     rows: list[GradientStep] = []
     shares = gradient_shares(tuple(draw.step for draw in draws))
@@ -189,6 +190,8 @@ def backward(
     drifts = _drifts(draws) if followed else [(0.0, 0.0, 0.0)] * (len(draws) + 1)
 
     def gradient(at: Scatter, drift: tuple[float, float, float]) -> Gradient:
+        if parted:
+            return Gradient(size, Scatter(single=math.inf))
         if not followed:
             return Gradient(size, None)
         single, pair = max(at.single + drift[0], 0.0), max(at.pair + drift[1], 0.0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from initlab import Experiment, theory
+from initlab.plots import theory_curve
 from initlab.prediction import Prediction
 
 from .reference import entry_id, table
@@ -361,11 +362,12 @@ def test_beside_a_repelling_fixed_point_the_band_reaches_up_to_the_longest_sampl
 def test_where_single_draws_go_any_way_theory_draws_no_line():
     """relu_squared doubles every deviation of ln q in each layer, and adds 23/n to its square."""
     predicted = Experiment(depth=12, width=48, activation="relu_squared", data="noise").predict()
-    drawn = [site.forward is not None for site in predicted]
+    drawn = [site.forward.high != math.inf for site in predicted]
     assert 4 < sum(drawn) < len(drawn)
     assert drawn == sorted(drawn, reverse=True)
-    assert all("outweigh" in site.reason for site in predicted if site.forward is None)
-    assert all(site.backward is None for site in predicted)
+    assert all(site.backward.high == math.inf for site in predicted)
+    assert np.isfinite(theory_curve(predicted).values).tolist() == drawn[1:-1:2]
+    assert theory_curve(predicted, "backward") is None
 
 
 def test_a_wider_network_has_a_narrower_band():
