@@ -58,10 +58,10 @@ _UNCENTRED = (
     "second moment."
 )
 
-_NO_BAND = "No band is drawn: it is for weights and biases of mean 0."
+_NO_BAND = "No band is drawn: it is for weights of mean 0."
 
 _FEW_IMAGES = (
-    "No band is drawn: it is for weights and biases of mean 0; and the line is rough, since few "
+    "No band is drawn: it is for weights of mean 0; and the line is rough, since few "
     "images stand for all."
 )
 
@@ -204,12 +204,12 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    centred = not _moved(layers)
+    summed = any(layer.mean for layer in layers)
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
-        rows = _follow(experiment, layers, phi, band and centred)
+        rows = _follow(experiment, layers, phi, band and not summed)
     sites = tuple(_sites(experiment, rows))
     unsaid = _unsaid(experiment, layers)
-    return Prediction(sites, "", experiment.batch_size, centred, unsaid)
+    return Prediction(sites, "", experiment.batch_size, not _moved(layers), unsaid)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
@@ -233,7 +233,9 @@ def _unsaid(experiment: Predictable, layers: Sequence[Affine]) -> dict[str, str]
     image, summed = bool(layers[0].border), any(layer.mean for layer in layers)
     sentences = {"backward": _LEANING} if image and experiment.has_head and not summed else {}
     if _moved(layers):
-        sentences |= {"var": _UNCENTRED, "band": _FEW_IMAGES if image and summed else _NO_BAND}
+        sentences |= {"var": _UNCENTRED}
+    if summed:
+        sentences |= {"band": _FEW_IMAGES if image else _NO_BAND}
     return sentences
 
 

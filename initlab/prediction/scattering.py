@@ -55,7 +55,7 @@ class Draw:
     @cached_property
     def at(self) -> Layer:
         """The layer as its finite width sees it."""
-        signal, phi = self.step.before, self.step.phi
+        signal, phi = self.step.varying, self.step.phi
         assert phi is not None
         q, (low, high) = signal.second_moment, _RANGE
         return Layer(
@@ -82,9 +82,14 @@ class Draw:
         """The scatter of the pre-activations' mean square."""
         if self.kernel is None:
             return None
-        signal = self.step.before
+        signal = self.step.varying
         rigid = self.layer.rigidity(signal.second_moment)
-        units = self.kernel.over_units(self.layer.outputs, signal.decorrelation, rigid)
+        units = self.kernel.over_units(
+            self.layer.outputs,
+            signal.decorrelation,
+            rigid,
+            self.step.offset**2 / signal.second_moment,
+        )
         return units.over_positions(self.positions)
 
     @cached_property
@@ -100,7 +105,7 @@ class Draw:
     @cached_property
     def across(self) -> LengthLaw | None:
         """The law of the pre-activations' variance across samples, relative to the mean field's."""
-        signal = self.step.before
+        signal = self.step.varying
         if self.kernel is None or self.gap is None or not signal.across_samples_var:
             return None
         rigid = self.layer.rigidity(signal.second_moment)
@@ -125,7 +130,7 @@ class Draw:
 @lru_cache(maxsize=8192)
 def first_draw(scatter: Scatter | None, gap: GapScatter | None, step: Step, layer: Affine) -> Draw:
     """The first layer, which reads inputs of this scatter."""
-    kept = scatter if step.before.second_moment > 0 else None
+    kept = scatter if step.varying.second_moment > 0 else None
     return Draw(step, layer, kept, gap)
 
 
@@ -137,11 +142,11 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
         draw.kernel is None
         or draw.activated is None
         or below.read is None
-        or not step.before.second_moment > 0
+        or not step.varying.second_moment > 0
     ):
         return Draw(step, layer, None, None)
     at, following = draw.at, factor * below.read.second_moment + layer.bias_var
-    next_q = following / below.before.second_moment * at.q
+    next_q = following / below.varying.second_moment * at.q
     if not 0 < next_q < math.inf:
         return Draw(step, layer, None, None)
     kernel = advanced(draw.kernel, draw.activated, at, factor, next_q)
@@ -201,7 +206,7 @@ def backward(draws: Sequence[Draw], likeness: float) -> tuple[list[GradientStep]
 
 def _weights_share(below: Step, above: Step) -> float:
     """The share of a layer's length that its weights make, the rest being the bias."""
-    read, length = below.read, above.before.second_moment
+    read, length = below.read, above.varying.second_moment
     return above.flow.factor * read.second_moment / length if read and length > 0 else 0.0
 
 

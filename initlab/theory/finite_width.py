@@ -147,13 +147,18 @@ class Scatter:
         shared, own = math.expm1(self.pair), math.expm1(self.single) - math.expm1(self.pair)
         return replace(self, single=math.log1p(shared + max(own, 0.0) / positions))
 
-    def over_units(self, width: int, decorrelation: float, rigid: float) -> Scatter:
+    def over_units(
+        self, width: int, decorrelation: float, rigid: float, offset: float = 0.0
+    ) -> Scatter:
         """The scatter of the mean square of ``width`` Gaussian units whose variance has this one.
 
-        ``rigid`` is the share of that variance whose norm orthogonal weights keep exactly.
+        ``rigid`` is the share of that variance whose norm orthogonal weights keep exactly,
+        ``offset`` the square of a mean that all units have, over that variance.
         """
-        loose = 2 * (1 - rigid) / width
-        return self.step(1.0, loose, loose * self.cosine_square(decorrelation))
+        share = 1 / (1 + offset)
+        loose, leaning = (share**2 * each / width for each in (2 * (1 - rigid), 4 * offset))
+        squares = loose * self.cosine_square(decorrelation)
+        return self.step(share, loose + leaning, squares + leaning * (1 - decorrelation))
 
     @property
     def own(self) -> float:
