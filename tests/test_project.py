@@ -52,7 +52,13 @@ ROOMS = {
     "layers": [{"slots"}, {"surroundings"}],
     "schemes": [{"entry"}, {"structured", "whole_model"}, {"catalogue"}],
     "initialize": [{"reach", "report"}, {"initializing"}],
-    "prediction": [{"many"}, {"propagation"}, {"scattering"}, {"predicting"}],
+    "prediction": [
+        {"many", "units"},
+        {"propagation"},
+        {"scattering", "shifting"},
+        {"shifting_back"},
+        {"predicting"},
+    ],
     "diagnosis": [
         {"findings", "draws"},
         {"flow"},

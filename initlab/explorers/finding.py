@@ -68,7 +68,8 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
         return _ZERO if bare.note else _ROUNDED
     if not view.log or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
-    return prediction.unsaid.get("band", _BOUNDLESS)
+    said = prediction.unsaid
+    return said.get("band") or said.get(f"{key} band") or _BOUNDLESS
 
 
 def _has_band(theory: Curve) -> bool:

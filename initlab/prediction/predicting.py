@@ -28,7 +28,9 @@ from initlab.prediction.propagation import (
     next_step,
     shifted_gradients,
 )
-from initlab.prediction.scattering import Draw, backward, first_draw, next_draw
+from initlab.prediction.scattering import Draw, Scatters, backward, first_draw, next_draw
+from initlab.prediction.shifting import sampling, weighed
+from initlab.prediction.shifting_back import moved
 from initlab.schemes import Scheme, scheme
 from initlab.theory import GapScatter, LengthLaw, Scatter
 
@@ -58,14 +60,17 @@ _UNCENTRED = (
     "second moment."
 )
 
-_NO_BAND = "No band is drawn: it is for weights of mean 0."
+_NO_BAND = "No band is drawn of the variance across samples: it is for weights of mean 0."
 
 _FEW_IMAGES = (
-    "No band is drawn: it is for weights of mean 0; and the line is rough, since few "
+    "No band is drawn: of images it is for weights of mean 0; and the line is rough, since few "
     "images stand for all."
 )
 
 _OVERFLOW = "The signal overflows here."
+
+_ROUNDING = 3e-6
+"""By as much float32 strays, where the weights do not."""
 
 _SUMS = 2.0 ** np.arange(-8, 4)
 """Noise under weights of nonzero mean: by sums over its features between these, in deviations,
@@ -204,9 +209,8 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    summed = any(layer.mean for layer in layers)
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
-        rows = _follow(experiment, layers, phi, band and not summed)
+        rows = _follow(experiment, layers, phi, band)
     sites = tuple(_sites(experiment, rows))
     unsaid = _unsaid(experiment, layers)
     return Prediction(sites, "", experiment.batch_size, not _moved(layers), unsaid)
@@ -230,18 +234,23 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
 
 def _unsaid(experiment: Predictable, layers: Sequence[Affine]) -> dict[str, str]:
     """What theory says of no site of a network, or with reserve, each with the reason."""
-    image, summed = bool(layers[0].border), any(layer.mean for layer in layers)
+    image, summed = bool(layers[0].border), _summed(layers)
     sentences = {"backward": _LEANING} if image and experiment.has_head and not summed else {}
     if _moved(layers):
         sentences |= {"var": _UNCENTRED}
     if summed:
-        sentences |= {"band": _FEW_IMAGES if image else _NO_BAND}
+        sentences |= {"band": _FEW_IMAGES} if image else {"across_samples_var band": _NO_BAND}
     return sentences
 
 
 def _moved(layers: Sequence[Affine]) -> bool:
     """Whether weights or biases of nonzero mean move the units of a layer together."""
     return any(layer.mean or layer.bias_mean for layer in layers)
+
+
+def _summed(layers: Sequence[Affine]) -> bool:
+    """Whether weights of nonzero mean see what the units of a layer add up to."""
+    return any(layer.mean for layer in layers)
 
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
@@ -301,16 +310,27 @@ class _Row:
 def _follow(
     experiment: Predictable, layers: Sequence[Affine], phi: Activation, band: bool
 ) -> list[_Row]:
-    source, size = _source(experiment, layers), experiment.batch_size
-    draws = _drawn(source, layers, phi, experiment.has_head, band)
-    gradients, at_input, silent = _gradients(draws, layers, experiment.has_head)
+    image, size, summed = bool(layers[0].border), experiment.batch_size, _summed(layers)
+    source = _source(experiment, layers)
+    if summed and not image:
+        source = _weighed(source, experiment, layers[0].inputs)
+    draws = _drawn(source, layers, phi, experiment.has_head, band and not summed)
+    scatters = [draw.scatters for draw in draws]
+    if summed and not image:
+        of = sampling(source.signal, size, random=experiment.data == "noise")
+        steps = tuple(draw.step for draw in draws)
+        scatters, gradients, at_input = moved(
+            source.signal, of, source.scatter.angle, steps, tuple(layers), experiment.has_head, band
+        )
+        silent = ""
+    else:
+        gradients, at_input, silent = _gradients(draws, layers, experiment.has_head)
     rows = [_input_row(source.signal, at_input, layers[0], experiment, silent)]
-    image = bool(layers[0].border)
-    for draw, at in zip(draws, gradients, strict=True):
+    for draw, scatter, at in zip(draws, scatters, gradients, strict=True):
         if image and draw.step.after is None:
             rows += _pooled_rows(draw, at, size, silent)
         else:
-            rows += _layer_rows(draw, at, size, silent)
+            rows += _layer_rows(draw, scatter, at, size, silent)
     return rows
 
 
@@ -321,7 +341,7 @@ def _gradients(
     nothing = [GradientStep(None, None)] * len(draws)
     if len(draws) < len(layers):  # the signal overflows on the way
         return nothing, None, ""
-    if not any(layer.mean for layer in layers):
+    if not _summed(layers):
         likeness = 1 / (CLASSES - 1) if has_head else 1 / layers[-1].outputs
         return *backward(draws, likeness), ""
     if has_head and layers[0].border:
@@ -339,20 +359,22 @@ def _input_row(
     return _Row(stats, _gradient_stats(gradient, experiment.batch_size), signal.cosine, silent)
 
 
-def _layer_rows(draw: Draw, at: GradientStep, size: int, silent: str) -> Iterator[_Row]:
+def _layer_rows(
+    draw: Draw, scatters: Scatters, at: GradientStep, size: int, silent: str
+) -> Iterator[_Row]:
     """A layer's pre-activations, its activations, and these behind dropout."""
     step = draw.step
-    forward = _stats(step.before, draw.before, size, draw.across)
+    forward = _stats(step.before, scatters.before, size, scatters.across)
     yield _Row(forward, _gradient_stats(at.before, size), step.before.cosine, silent)
     if step.after is None:
         return
-    forward = _stats(step.after, draw.after, size)
+    forward = _stats(step.after, scatters.after, size)
     if not math.isfinite(forward.second_moment):  # φ may square what is still finite
         yield _Row(None, _gradient_stats(at.after, size), None, _OVERFLOW)
         return
     yield _Row(forward, _gradient_stats(at.after, size), step.after.cosine, silent)
     if step.read is not None and draw.layer.keep != 1:
-        forward = _stats(step.read, draw.after, size)
+        forward = _stats(step.read, scatters.after, size)
         yield _Row(forward, _gradient_stats(at.read, size), step.read.cosine, silent)
 
 
@@ -413,7 +435,8 @@ def _band(
 def _interval(mean: float, law: LengthLaw) -> tuple[float | None, float | None]:
     if not law.log_var < 400:
         return None, None
-    low, high = (mean * factor for factor in law.interval())
+    rounded = replace(law, log_var=law.log_var + _ROUNDING**2)
+    low, high = (mean * factor for factor in rounded.interval())
     return (low, high) if math.isfinite(high) else (None, None)
 
 
@@ -504,6 +527,19 @@ def _given(data: str, image: bool, batch_size: int, inputs: int, seed: int, move
         signal = replace(signal, batch=of)
     scatter = _scatter_of_patches(x) if image else Scatter(angle=_scatter_of_cosines(x))
     return Source(signal, scatter, GapScatter(batch_size, _alike(x)))
+
+
+def _weighed(source: Source, experiment: Predictable, inputs: int) -> Source:
+    """Digits by weights that are right for what weights of nonzero mean see, their sums."""
+    if experiment.data == "noise":
+        return source
+    return _weighed_as(source, experiment.data, experiment.batch_size, inputs, experiment.data_seed)
+
+
+@lru_cache(maxsize=64)
+def _weighed_as(source: Source, data: str, batch_size: int, inputs: int, seed: int) -> Source:
+    x = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double().numpy()
+    return replace(source, signal=weighed(source.signal, (x**2).mean(axis=1), x.mean(axis=1)))
 
 
 def _scatter_of_cosines(x: np.ndarray) -> float:

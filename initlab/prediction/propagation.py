@@ -225,7 +225,12 @@ class Step:
     @cached_property
     def made(self) -> Responses | None:
         """What the activation makes of the samples."""
-        return None if self.phi is None else responses(self.phi, self.means, self.variances)
+        if self.phi is None:
+            return None
+        means = self.means
+        if self.offset and self.variances.size > 1:  # no table of φ reaches as far as a kink's tail
+            means = np.zeros_like(self.variances)
+        return responses(self.phi, means, self.variances)
 
     @cached_property
     def after(self) -> Signal | None:

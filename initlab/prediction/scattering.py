@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from initlab.prediction.propagation import (
     Affine,
@@ -33,6 +34,15 @@ from initlab.theory import (
 )
 
 _RANGE = 1e-60, 1e60  # outside it E φ⁴ leaves float64; and there φ has no scale of its own
+
+
+class Scatters(NamedTuple):
+    """Of a layer's pre-activations, of its activations and of what tells samples apart before them;
+    None where that is not followed."""
+
+    before: Scatter | None
+    after: Scatter | None
+    across: LengthLaw | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +121,11 @@ class Draw:
         rigid = self.layer.rigidity(signal.second_moment)
         shared = signal.second_moment * (1 - signal.decorrelation) / signal.across_samples_var
         return self.gap.law(self.kernel, shared, self.layer.outputs, rigid)
+
+    @property
+    def scatters(self) -> Scatters:
+        after = None if self.step.phi is None else self.after
+        return Scatters(self.before, after, self.across)
 
     @cached_property
     def slopes(self) -> SlopeScatter | None:

@@ -26,6 +26,11 @@ _SDS = 1.96
 """From the middle of a band of 95 % to its ends, in standard deviations."""
 
 
+_MOST_ADDED = 4.0
+"""Relative variance of one layer's own, above which logarithms have no finite variance: of n units
+of relu it is 5/n, and of those of which a share p is active 3/(p·n)."""
+
+
 @dataclass(frozen=True)
 class LengthLaw:
     """The law of E h² over draws of the weights, relative to its mean, in natural logarithms."""
@@ -118,7 +123,12 @@ class Scatter:
     common: float = 0.0
 
     def step(self, slope: float, single: float, pair: float) -> Scatter:
-        """One layer on: deviations grow by ``slope``; it adds these relative (co)variances."""
+        """One layer on: deviations grow by ``slope``; it adds these relative (co)variances.
+
+        inf where so few units are active that the next draw may have none.
+        """
+        if single > _MOST_ADDED:
+            return replace(self, single=math.inf)
         return Scatter(
             slope**2 * self.single + math.log1p(single),
             slope**2 * self.pair + math.log1p(pair),
