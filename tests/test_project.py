@@ -52,7 +52,13 @@ ROOMS = {
     "layers": [{"slots"}, {"surroundings"}],
     "schemes": [{"entry"}, {"structured", "whole_model"}, {"catalogue"}],
     "initialize": [{"reach", "report"}, {"initializing"}],
-    "prediction": [{"many"}, {"propagation"}, {"scattering"}, {"outliers"}, {"predicting"}],
+    "prediction": [
+        {"many", "units"},
+        {"propagation"},
+        {"scattering", "shifting"},
+        {"outliers", "shifting_back"},
+        {"predicting"},
+    ],
     "diagnosis": [
         {"findings", "draws"},
         {"flow"},

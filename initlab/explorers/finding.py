@@ -73,7 +73,8 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
         return _ZERO if bare.note else _ROUNDED
     if not view.log or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
-    return prediction.unsaid.get("band", "")
+    said = prediction.unsaid
+    return said.get("band") or said.get(f"{key} band", "")
 
 
 def _has_band(theory: Curve) -> bool:

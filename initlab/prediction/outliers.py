@@ -40,7 +40,10 @@ def outliers(draws: Sequence[Draw], batch_size: int) -> list[Outlier]:
         steeper = slope
         if draw.step.phi is not None:
             steeper += draw.at.change("derivative_second_moment", before)
-        found.append(Outlier(before, after, steeper, slope))
+        offset = draw.step.offset**2  # of a constant bias, which all samples have
+        varying = draw.step.varying.second_moment
+        length = math.log1p(math.expm1(min(before, 600.0)) * varying / (varying + offset))
+        found.append(Outlier(length, after, steeper, slope))
         slope = steeper
     return found[::-1]
 

@@ -29,7 +29,9 @@ from initlab.prediction.propagation import (
     next_step,
     shifted_gradients,
 )
-from initlab.prediction.scattering import Draw, backward, first_draw, next_draw
+from initlab.prediction.scattering import Draw, Scatters, backward, first_draw, next_draw
+from initlab.prediction.shifting import sampling, weighed
+from initlab.prediction.shifting_back import moved
 from initlab.schemes import Scheme, scheme
 from initlab.theory import GapScatter, LengthLaw, Scatter
 
@@ -63,7 +65,9 @@ _UNCENTRED = (
     "second moment."
 )
 
-_NO_BAND = "No band is drawn: it is for weights and biases of mean 0."
+_NO_BAND = "No band is drawn of the variance across samples: it is for weights of mean 0."
+
+_NO_IMAGE_BAND = "No band is drawn: of images it is for weights of mean 0."
 
 _FEW_PASS = (
     "No theory is drawn of the gradient from here to the input: a few inputs of the batch pass "
@@ -71,6 +75,9 @@ _FEW_PASS = (
 )
 
 _OVERFLOW = "The signal overflows here."
+
+_ROUNDING = 3e-6
+"""By as much float32 strays, where the weights do not."""
 
 _SUMS = 2.0 ** np.arange(-8, 4)
 """Noise under weights of nonzero mean: by sums over its features between these, in deviations,
@@ -210,12 +217,11 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    centred = not _moved(layers)
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
-        rows = _follow(experiment, layers, phi, band and centred)
+        rows = _follow(experiment, layers, phi, band)
     sites = tuple(_sites(experiment, rows))
     unsaid = _unsaid(experiment, layers)
-    return Prediction(sites, "", experiment.batch_size, centred, unsaid)
+    return Prediction(sites, "", experiment.batch_size, not _moved(layers), unsaid)
 
 
 def prescribed(experiment: Predictable) -> tuple[Scheme, float, Any]:
@@ -236,16 +242,23 @@ def _silent(experiment: Predictable, chosen: Scheme) -> str:
 
 def _unsaid(experiment: Predictable, layers: Sequence[Affine]) -> dict[str, str]:
     """What theory says of no site of a network, or with reserve, each with the reason."""
-    image, summed = bool(layers[0].border), any(layer.mean for layer in layers)
+    image, summed = bool(layers[0].border), _summed(layers)
     sentences = {"backward": _LEANING} if image and experiment.has_head and not summed else {}
     if _moved(layers):
-        sentences |= {"var": _UNCENTRED, "band": _NO_BAND}
+        sentences |= {"var": _UNCENTRED}
+    if summed:
+        sentences |= {"band": _NO_IMAGE_BAND} if image else {"across_samples_var band": _NO_BAND}
     return sentences
 
 
 def _moved(layers: Sequence[Affine]) -> bool:
     """Whether weights or biases of nonzero mean move the units of a layer together."""
     return any(layer.mean or layer.bias_mean for layer in layers)
+
+
+def _summed(layers: Sequence[Affine]) -> bool:
+    """Whether weights of nonzero mean see what the units of a layer add up to."""
+    return any(layer.mean for layer in layers)
 
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
@@ -307,17 +320,28 @@ class _Row:
 def _follow(
     experiment: Predictable, layers: Sequence[Affine], phi: Activation, band: bool
 ) -> list[_Row]:
-    source, size = _source(experiment, layers), experiment.batch_size
-    draws = _drawn(source, layers, phi, experiment.has_head, band)
-    gradients, at_input, silent = _gradients(draws, layers, experiment.has_head, size)
-    longest = outliers(draws, size) if band else [Outlier()] * len(draws)
+    image, size, summed = bool(layers[0].border), experiment.batch_size, _summed(layers)
+    source = _source(experiment, layers)
+    if summed and not image:
+        source = _weighed(source, experiment, layers[0].inputs)
+    draws = _drawn(source, layers, phi, experiment.has_head, band and not summed)
+    scatters = [draw.scatters for draw in draws]
+    if summed and not image:
+        of = sampling(source.signal, size, random=experiment.data == "noise")
+        steps = tuple(draw.step for draw in draws)
+        scatters, gradients, at_input = moved(
+            source.signal, of, source.scatter.angle, steps, tuple(layers), experiment.has_head, band
+        )
+        silent = ""
+    else:
+        gradients, at_input, silent = _gradients(draws, layers, experiment.has_head, size)
+    longest = outliers(draws, size)
     rows = [_input_row(source.signal, at_input, layers[0], experiment, silent, longest)]
-    image = bool(layers[0].border)
-    for draw, at, outlier in zip(draws, gradients, longest, strict=True):
+    for draw, scatter, at, outlier in zip(draws, scatters, gradients, longest, strict=True):
         if image and draw.step.after is None:
             rows += _pooled_rows(draw, at, size, silent)
         else:
-            rows += _layer_rows(draw, at, size, silent, outlier)
+            rows += _layer_rows(draw, scatter, at, size, silent, outlier)
     return _until_parted(rows)
 
 
@@ -352,7 +376,7 @@ def _gradients(
     nothing = [GradientStep(None, None)] * len(draws)
     if len(draws) < len(layers):  # the signal overflows on the way
         return nothing, None, ""
-    if not any(layer.mean for layer in layers):
+    if not _summed(layers):
         outputs, parted = layers[-1].outputs, _part(draws, size)
         if has_head:
             return *backward(draws, 1 / (CLASSES - 1), 0, parted), ""
@@ -401,18 +425,18 @@ def _input_row(
 
 
 def _layer_rows(
-    draw: Draw, at: GradientStep, size: int, silent: str, outlier: Outlier
+    draw: Draw, scatters: Scatters, at: GradientStep, size: int, silent: str, outlier: Outlier
 ) -> Iterator[_Row]:
     """A layer's pre-activations, its activations, and these behind dropout."""
     step = draw.step
-    forward = _stats(step.before, draw.before, size, outlier.before, draw.across)
+    forward = _stats(step.before, scatters.before, size, outlier.before, scatters.across)
     yield _row(step.before, forward, at.before, outlier.gradient, size, silent)
     if step.after is None or step.read is None:
         return
-    forward = _stats(step.after, draw.after, size, outlier.after)
+    forward = _stats(step.after, scatters.after, size, outlier.after)
     yield _row(step.after, forward, at.after, outlier.gradient_after, size, silent)
     if draw.layer.keep != 1 and math.isfinite(step.after.second_moment):
-        forward = _stats(step.read, draw.after, size, outlier.after)
+        forward = _stats(step.read, scatters.after, size, outlier.after)
         yield _row(step.read, forward, at.read, outlier.gradient_after, size, silent)
 
 
@@ -488,7 +512,8 @@ def _more(ln: float) -> float:
 def _interval(mean: float, law: LengthLaw, lone: float) -> tuple[float, float]:
     if not _has_law(law):
         return 0.0, math.inf
-    low, high = (mean * factor for factor in law.interval())
+    rounded = replace(law, log_var=law.log_var + _ROUNDING**2)
+    low, high = (mean * factor for factor in rounded.interval())
     return (low, max(high, lone)) if high < math.inf else (0.0, math.inf)
 
 
@@ -595,6 +620,19 @@ def _given(
         signal = replace(signal, batch=of)
     scatter = _scatter_of_patches(x) if image else Scatter(angle=_scatter_of_cosines(x))
     return Source(signal, scatter, GapScatter(batch_size, _alike(x)))
+
+
+def _weighed(source: Source, experiment: Predictable, inputs: int) -> Source:
+    """Digits by weights that are right for what weights of nonzero mean see, their sums."""
+    if experiment.data == "noise":
+        return source
+    return _weighed_as(source, experiment.data, experiment.batch_size, inputs, experiment.data_seed)
+
+
+@lru_cache(maxsize=64)
+def _weighed_as(source: Source, data: str, batch_size: int, inputs: int, seed: int) -> Source:
+    x = batch(data, batch_size, images=False, features=inputs, seed=seed).inputs.double().numpy()
+    return replace(source, signal=weighed(source.signal, (x**2).mean(axis=1), x.mean(axis=1)))
 
 
 def _scatter_of_cosines(x: np.ndarray) -> float:

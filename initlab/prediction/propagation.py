@@ -11,7 +11,7 @@ width; what does is in ``scattering``. Gradients are relative to the output's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -214,32 +214,46 @@ class Step:
     """One layer: the signal before and after its activation, as a mean over its units.
 
     Before it, a unit is N(``means``, ``variances``) over draws of the weights, and ``apart`` is
-    √(Var x·Var y) − Cov(x, y) of pairs; ``means`` is None where all are 0. ``passed`` is d ln q of
-    it over d ln q of the layer below, 0 in the first. Networks that begin alike share their steps,
-    and with them what is computed here once.
+    √(Var x·Var y) − Cov(x, y) of pairs. ``means`` is None where weights have mean 0: then it is
+    ``offset``, a constant bias, in all units and samples, and ``phi`` takes what is left without it
+    (so that all that holds of units of mean 0 holds here). ``passed`` is d ln q of it over d ln q
+    of the layer below, 0 in the first. Networks that begin alike share their steps, and with them
+    what is computed here once.
     """
 
     flow: Flow
     phi: Activation | None
     batch: Batch
     means: np.ndarray | None
+    offset: float
     variances: np.ndarray
     apart: np.ndarray
     passed: float
 
     @cached_property
+    def varying(self) -> Signal:
+        """The pre-activations without their means."""
+        return Signal(self.batch, self.variances, self.apart)
+
+    @cached_property
     def before(self) -> Signal:
-        if self.means is None:
-            return Signal(self.batch, self.variances, self.apart)
-        lengths = self.means**2 + self.variances
-        left, right = self.means[self.batch.left], self.means[self.batch.right]
+        if self.means is None and not self.offset:
+            return self.varying
+        means = np.full_like(self.variances, self.offset) if self.means is None else self.means
+        lengths = means**2 + self.variances
+        left, right = means[self.batch.left], means[self.batch.right]
         sizes = self.batch.sizes(lengths) - self.batch.sizes(self.variances)
-        return Signal(self.batch, lengths, sizes - left * right + self.apart, self.means)
+        return Signal(self.batch, lengths, sizes - left * right + self.apart, means)
 
     @cached_property
     def made(self) -> Responses | None:
         """What the activation makes of the samples."""
-        return None if self.phi is None else responses(self.phi, self.means, self.variances)
+        if self.phi is None:
+            return None
+        means = self.means
+        if self.offset and self.variances.size > 1:  # no table of φ reaches as far as a kink's tail
+            means = np.zeros_like(self.variances)
+        return responses(self.phi, means, self.variances)
 
     @cached_property
     def after(self) -> Signal | None:
@@ -277,7 +291,7 @@ class Step:
 
         At most 1, since in powers of c all coefficients of E φφ are positive.
         """
-        q, apart = self.before.second_moment, self.before.decorrelation
+        q, apart = self.varying.second_moment, self.varying.decorrelation
         if self.phi is None or self.after is None or not (q > 0 and self.after.gap > 0):
             return 1.0
         lengths, nearby = np.array([q, q]), np.array([0.95, 1 / 0.95])
@@ -296,7 +310,7 @@ def first_step(source: Signal, flow: Flow, phi: Activation | None) -> Step | Non
 @lru_cache(maxsize=2048)
 def next_step(step: Step, flow: Flow, phi: Activation | None) -> Step | None:
     """The layer that reads a step's activation; None where second moments overflow."""
-    signal, inner, q = step.read, step.phi, step.before.second_moment
+    signal, inner, q = step.read, step.phi, step.varying.second_moment
     assert signal is not None  # only the last layer may lack an activation
     assert inner is not None
     following = flow.factor * signal.second_moment + flow.bias_var
@@ -307,17 +321,27 @@ def next_step(step: Step, flow: Flow, phi: Activation | None) -> Step | None:
 
 
 def _step(signal: Signal, flow: Flow, phi: Activation | None, passed: float) -> Step | None:
-    batch, means = signal.batch, None
+    batch, means, offset = signal.batch, None, 0.0
     variances = flow.factor * flow.blur(signal.lengths) + flow.bias_var
-    if signal.means is not None:
+    if flow.shift and signal.means is not None:
         means = flow.shift * flow.blur(signal.means) + flow.bias_mean
-    if not variances.max() + (0.0 if means is None else (means**2).max()) < OVERFLOW:
+    else:
+        offset = flow.bias_mean
+        phi = shifted(phi, offset) if phi and offset else phi
+    if not variances.max() + (offset**2 if means is None else (means**2).max()) < OVERFLOW:
         return None
     apart = flow.factor * flow.blur(signal.gaps)
     if len(signal.lengths) > 1:  # what is unequal here and there, is less so in the mean
         sizes = flow.factor * flow.blur(batch.sizes(signal.lengths)) + flow.bias_var
         apart += np.maximum(batch.sizes(variances) - sizes, 0.0)
-    return Step(flow, phi, batch, means, variances, apart, passed)
+    return Step(flow, phi, batch, means, offset, variances, apart, passed)
+
+
+@lru_cache(maxsize=256)
+def shifted(phi: Activation, by: float) -> Activation:
+    """z ↦ φ(z + by), whose moments are tabulated as any activation's are."""
+    kinks = tuple(kink - by for kink in phi.kinks)
+    return replace(phi, function=lambda z: phi.function(z + by), kinks=kinks)
 
 
 # ---------------------------------------------------------------- backward

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from initlab.prediction.propagation import (
     Affine,
@@ -35,6 +36,15 @@ from initlab.theory import (
 _RANGE = 1e-60, 1e60  # outside it E φ⁴ leaves float64; and there φ has no scale of its own
 
 
+class Scatters(NamedTuple):
+    """Of a layer's pre-activations, of its activations and of what tells samples apart before them;
+    None where that is not followed."""
+
+    before: Scatter | None
+    after: Scatter | None
+    across: LengthLaw | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """One layer of a network of given width.
@@ -55,7 +65,7 @@ class Draw:
     @cached_property
     def at(self) -> Layer:
         """The layer as its finite width sees it."""
-        signal, phi = self.step.before, self.step.phi
+        signal, phi = self.step.varying, self.step.phi
         assert phi is not None
         q, (low, high) = signal.second_moment, _RANGE
         return Layer(
@@ -82,9 +92,14 @@ class Draw:
         """The scatter of the pre-activations' mean square."""
         if self.kernel is None:
             return None
-        signal = self.step.before
+        signal = self.step.varying
         rigid = self.layer.rigidity(signal.second_moment)
-        units = self.kernel.over_units(self.layer.outputs, signal.decorrelation, rigid)
+        units = self.kernel.over_units(
+            self.layer.outputs,
+            signal.decorrelation,
+            rigid,
+            self.step.offset**2 / signal.second_moment,
+        )
         return units.over_positions(self.positions)
 
     @cached_property
@@ -100,12 +115,17 @@ class Draw:
     @cached_property
     def across(self) -> LengthLaw | None:
         """The law of the pre-activations' variance across samples, relative to the mean field's."""
-        signal = self.step.before
+        signal = self.step.varying
         if self.kernel is None or self.gap is None or not signal.across_samples_var:
             return None
         rigid = self.layer.rigidity(signal.second_moment)
         shared = signal.second_moment * (1 - signal.decorrelation) / signal.across_samples_var
         return self.gap.law(self.kernel, shared, self.layer.outputs, rigid)
+
+    @property
+    def scatters(self) -> Scatters:
+        after = None if self.step.phi is None else self.after
+        return Scatters(self.before, after, self.across)
 
     @cached_property
     def slopes(self) -> SlopeScatter | None:
@@ -125,7 +145,7 @@ class Draw:
 @lru_cache(maxsize=8192)
 def first_draw(scatter: Scatter | None, gap: GapScatter | None, step: Step, layer: Affine) -> Draw:
     """The first layer, which reads inputs of this scatter."""
-    q = step.before.second_moment
+    q = step.varying.second_moment
     if scatter is None or not q > 0:
         return Draw(step, layer, None, gap)
     share = 1 - layer.bias_var / q
@@ -146,13 +166,13 @@ def next_draw(draw: Draw, step: Step, layer: Affine) -> Draw:
         draw.kernel is None
         or draw.activated is None
         or below.read is None
-        or not step.before.second_moment > 0
+        or not step.varying.second_moment > 0
     ):
         return Draw(step, layer, None, None)
     at = draw.at
     if not 0 < factor * at.phi.moments(at.q).second_moment < math.inf:
         return Draw(step, layer, None, None)
-    bias_var = layer.bias_var * at.q / below.before.second_moment
+    bias_var = layer.bias_var * at.q / below.varying.second_moment
     kernel = advanced(draw.kernel, draw.activated, at, factor, bias_var)
     if not math.isfinite(kernel.single + kernel.pair + kernel.shift):
         return Draw(step, layer, None, None)
@@ -218,7 +238,7 @@ def backward(
 
 def weights_share(below: Step, above: Step) -> float:
     """The share of a layer's length that its weights make, the rest being the bias."""
-    read, length = below.read, above.before.second_moment
+    read, length = below.read, above.varying.second_moment
     return above.flow.factor * read.second_moment / length if read and length > 0 else 0.0
 
 

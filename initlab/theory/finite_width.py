@@ -30,6 +30,11 @@ _NEARBY = 1e-3
 """Of ln q: what a slope is taken over at least."""
 
 
+_MOST_ADDED = 4.0
+"""Relative variance of one layer's own, above which logarithms have no finite variance: of n units
+of relu it is 5/n, and of those of which a share p is active 3/(p·n)."""
+
+
 @dataclass(frozen=True)
 class LengthLaw:
     """The law of E h² over draws of the weights, relative to its mean, in natural logarithms.
@@ -157,8 +162,20 @@ class Scatter:
             skew=min(max(skew, -1.0), 1.0),
         ), slope
 
+    def diluted(self, share: float) -> Scatter:
+        """Of a sum of which this is but a share, and the rest the same in all draws."""
+        if share == 1:
+            return self
+        parts = math.log(max(share, 1e-300)), math.log1p(-share)
+        return self.mapped(lambda ln: float(np.logaddexp(parts[0] + ln, parts[1])))[0]
+
     def widened(self, single: float, pair: float) -> Scatter:
-        """With these relative (co)variances, which a layer adds."""
+        """With these relative (co)variances, which a layer adds.
+
+        inf where so few units are active that the next draw may have none.
+        """
+        if single > _MOST_ADDED:
+            return replace(self, single=math.inf)
         fresh = math.log1p(pair)
         below, above = (
             math.sqrt(self.pair * (1 + side * self.skew) ** 2 + fresh) for side in (-1, 1)
@@ -192,13 +209,19 @@ class Scatter:
         shared, own = math.expm1(self.pair), math.expm1(self.single) - math.expm1(self.pair)
         return replace(self, single=math.log1p(shared + max(own, 0.0) / positions))
 
-    def over_units(self, width: int, decorrelation: float, rigid: float) -> Scatter:
+    def over_units(
+        self, width: int, decorrelation: float, rigid: float, offset: float = 0.0
+    ) -> Scatter:
         """The scatter of the mean square of ``width`` Gaussian units whose variance has this one.
 
-        ``rigid`` is the share of that variance whose norm orthogonal weights keep exactly.
+        ``rigid`` is the share of that variance whose norm orthogonal weights keep exactly,
+        ``offset`` the square of a mean that all units have, over that variance.
         """
-        loose = 2 * (1 - rigid) / width
-        return self.widened(loose, loose * self.cosine_square(decorrelation))
+        share = 1 / (1 + offset)
+        loose, leaning = (share**2 * each / width for each in (2 * (1 - rigid), 4 * offset))
+        squares = loose * self.cosine_square(decorrelation)
+        of_all = self.diluted(share)
+        return of_all.widened(loose + leaning, squares + leaning * (1 - decorrelation))
 
     @property
     def own(self) -> float:
@@ -478,10 +501,7 @@ def advanced(
     turned = (slope * layer.two[_SLOPE][_SLOPE]) ** 2
     fresh = max(share**2 * strays - turned * layer.rigid * (1 - alike) ** 2, 0.0) / layer.width
     read = after if layer.image is None else after.over_positions(_TAPS)
-    if bias_var > 0:
-        by_weights, by_bias = math.log(share), math.log(bias_var / next_q)
-        read, _ = read.mapped(lambda ln: float(np.logaddexp(by_weights + ln, by_bias)))
-    return read.turned(turned, fresh, alike, layer.image)
+    return read.diluted(share).turned(turned, fresh, alike, layer.image)
 
 
 @dataclass(frozen=True)
