@@ -119,6 +119,11 @@ STYLE = """
 .initlab-sentence[role=alert] { color: #a00; }
 .initlab-sentence[role=alert] {  /* dark on light, light on dark */
   color: color-mix(in srgb, var(--jp-error-color1, #d00) 60%, var(--jp-ui-font-color1, #111)); }
+.initlab-explorer .widget-dropdown > select {  /* with the theme's arrow, not a black one */
+  appearance: auto; background-image: none !important; padding-right: 2px; }
+.initlab-tree { flex-direction: column; align-items: stretch; }
+.initlab-tree > .widget-label { text-align: left; width: auto; margin: 0 0 0 2px; }
+.initlab-tree > select { flex: 1 0 auto; }
 .initlab-explorer .jupyter-widget-Collapse-header { background: none; border: none;
   font-weight: normal; padding: 3px 6px; }
 .initlab-explorer .jupyter-widget-Collapse-contents { border: none; padding: 2px 6px; }

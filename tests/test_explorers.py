@@ -254,6 +254,16 @@ def test_where_theory_is_silent_the_sentence_says_why(explorer):
     assert "No theory is drawn: normalization rescales" in explorer.status
 
 
+def test_why_there_is_nothing_to_compare_is_said():
+    shown = SignalExplorer(Experiment(depth=3, batch_size=1))
+    shown.controls["quantity"].value = "across_samples_var"
+    assert "single sample" in shown.status
+    shown.experiment = Experiment(depth=3, scheme="zeros")
+    shown.controls["right"].value = "cosine"
+    assert "has no angle" in shown.status
+    assert "rounding" not in shown.status
+
+
 def test_an_explosion_is_named_by_its_layer():
     explorer = SignalExplorer(Experiment(depth=50, width=128, scheme="normal", data="noise"))
     assert "overflow at layer" in explorer.status
@@ -358,6 +368,14 @@ def test_what_one_draw_scatters_is_not_called_exploding_or_vanishing(seed):
     assert ("one draw of this width" in words.split("Gradients")[0]) == (
         inside and not 0.1 <= last <= 10
     )
+
+
+def test_a_head_that_scales_the_gradient_once_makes_none_vanish():
+    for depth in (1, 30):
+        shown = SignalExplorer(Experiment(depth=depth, loss="cross_entropy"))
+        assert "Gradients hold" in shown.status
+    shown.controls["scheme"].value = "xavier_normal"
+    assert "Gradients vanish" in shown.status
 
 
 def test_what_theory_expects_to_vanish_is_no_chance():

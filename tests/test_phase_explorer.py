@@ -119,6 +119,12 @@ def test_many_threads_end_on_what_the_controls_say(explorer):
         ("sigmoid", 2.0, 0.1, "sigmoid's edge of chaos lies beyond this plane"),
         ("tanhshrink", 2.0, 0.1, "No signal settles on tanhshrink's edge of chaos"),
         ("identity", 0.9, 0.0, "correlations freeze"),
+        (
+            "gelu",
+            theory.critical_sigma_w("gelu", 0.3),
+            0.3,
+            "for q = 1.4 alone, which signals leave",
+        ),
     ],
 )
 def test_the_status_names_what_the_point_means(activation, sigma_w, sigma_b, words):
@@ -149,6 +155,26 @@ def test_the_horizon_is_compared_with_the_depth(explorer):
 def test_near_a_repelling_fixed_point_the_network_is_said_to_stray():
     explorer = PhaseExplorer("gelu", 1.5, 0.2, depth=50)
     assert "repelling fixed point" in explorer.status
+
+
+def test_what_is_0_has_no_angle():
+    measured = PhaseExplorer("tanh", 1e-6, 0.0, **SMALL).measured
+    assert (measured.q == 0).any()
+    assert (np.isnan(measured.c).all(axis=1) == (measured.q == 0)).all()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "hardswish", "mish"])
+def test_the_name_of_the_edge_keeps_clear_of_it(activation):
+    explorer = PhaseExplorer(activation, **SMALL)
+    plane, edge = explorer.figure.axes[0], ("edge of chaos", "critical, but q leaves it")
+    lines = [line for line in plane.lines if not line.get_animated()]
+    assert len(lines) >= 2
+    for text in (text for text in plane.texts if text.get_text() in edge):
+        box = text.get_window_extent()
+        assert plane.bbox.x0 < box.x0 < box.x1 < plane.bbox.x1
+        for line in lines:
+            path = line.get_path().transformed(line.get_transform())
+            assert not path.intersects_bbox(box, filled=False)
 
 
 # ---- errors

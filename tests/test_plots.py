@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.patches import Polygon
+from matplotlib.path import Path
 from matplotlib.text import Text
 from torch import nn
 
@@ -147,15 +148,33 @@ def test_a_mark_leaves_out_the_name_of_the_healthy_zone():
 
 
 @pytest.mark.parametrize("what", ["forward", "backward"])
-@pytest.mark.parametrize("std", [0.01, 1.0])
-def test_the_name_of_a_curve_cut_short_is_not_crossed_by_it(what, std):
+@pytest.mark.parametrize("std", [0.01, 1.0, 12.0])
+def test_the_name_of_a_curve_cut_short_is_crossed_neither_by_it_nor_by_theory(what, std):
     experiment = Experiment(depth=60, scheme="normal", scheme_params={"std": std}, data="noise")
     picture = plot(experiment.run(), what)
     (box,), (line,) = drawn_boxes(picture), lines(picture)
+    assert not crossed(box, line)
+    assert np.isfinite(line.get_ydata()).sum() < 60
+    picture = plot([experiment.run(), experiment.predict()], what)
+    (name,) = (text for text in picture.axes[0].texts if "measured: " in text.get_text())
+    box = name.get_window_extent()
+    assert not any(crossed(box, each) for each in lines(picture))
+    axes = picture.axes[0].bbox
+    assert axes.x0 < box.x0 < box.x1 < axes.x1
+
+
+def crossed(box, line):
     points = line.get_transform().transform(line.get_xydata())
-    points = points[np.isfinite(points).all(axis=1)]
-    assert len(points) < 60
-    assert not any(box.contains(x, y) for x, y in points)
+    return Path(points[np.isfinite(points).all(axis=1)]).intersects_bbox(box, filled=False)
+
+
+def test_of_what_overflows_no_share_is_drawn():
+    exploded = Experiment(depth=50, scheme="normal", data="noise").run()
+    dead, zeros = lines(plot(exploded, "units"))
+    clean = [not site.forward.nonfinite for site in exploded.select(kind="activation")]
+    assert not all(clean)
+    for line in (dead, zeros):
+        assert np.isfinite(line.get_ydata()).tolist() == clean
 
 
 def test_theory_of_a_single_layer_is_seen():

@@ -26,6 +26,8 @@ _BOUNDLESS = (
     "Theory's line ends where one draw of the weights, or one sample of the batch, may outweigh "
     "all others: what they are on average says nothing of a single network."
 )
+_NO_ANGLE = "What is 0 has no angle to other inputs."
+_ALONE = "A single sample has nothing to vary across."
 
 
 def finding(
@@ -41,7 +43,8 @@ def finding(
     backward = curve(trace, "backward")
     ahead = theory_curve(prediction, "forward", quantity)
     back = theory_curve(prediction, "backward")
-    parts = [_forward(subject, forward, ahead), _backward(backward, back)]
+    top = experiment.depth if experiment.loss == "cross_entropy" else None
+    parts = [_forward(subject, forward, ahead), _backward(backward, back, top)]
     if not (_holds(forward, ahead) and _holds(backward, back)):
         parts.append(_cure(experiment, quantity))
     parts += [silence(prediction, what, quantity) for what in views]
@@ -59,6 +62,8 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     view = VIEWS[what]
     if view.no_theory:
         return view.no_theory
+    if view.log and quantity == "across_samples_var" and prediction.batch_size == 1:
+        return _ALONE
     key = quantity if view.log else what
     theory, bare = theory_curve(prediction, what, quantity), curve(prediction, what, quantity)
     if what != "backward" and theory is None and key in prediction.unsaid:
@@ -70,7 +75,7 @@ def silence(prediction: Prediction, what: str, quantity: str = "second_moment") 
     if np.isinf(curve(prediction, what, "high").values).any():
         return _BOUNDLESS
     if theory is None or not np.isfinite(theory.values).all():
-        return _ZERO if bare.note else _ROUNDED
+        return _NO_ANGLE if what == "cosine" else _ZERO if bare.note else _ROUNDED
     if not view.log or _has_band(theory):
         return prediction.unsaid.get("backward", "") if what == "backward" else ""
     said = prediction.unsaid
@@ -98,7 +103,8 @@ def _forward(subject: str, signal: Curve, theory: Curve | None) -> str:
     return f"{subject} holds: {power(last)} at layer {layer}."
 
 
-def _backward(gradients: Curve, theory: Curve | None) -> str:
+def _backward(gradients: Curve, theory: Curve | None, top: int | None = None) -> str:
+    """``top`` is the layer below a head, which scales the gradient once whatever the depth."""
     if gradients.note.startswith("overflow"):
         return f"Gradients explode: {gradients.note}."
     if gradients.note:
@@ -109,6 +115,10 @@ def _backward(gradients: Curve, theory: Curve | None) -> str:
     where = f"{power(first)} of the output's at layer {int(gradients.layers[0])}"
     if _is_chance(gradients, 0, theory):
         return f"Gradients hold: {where}, {_BY_CHANCE}."
+    below = float(gradients.values[gradients.layers == top][0]) if top else 1.0
+    if not _is_healthy(first) and _is_healthy(first / below):
+        also = f", and {power(below)} at layer {top}" if top != gradients.layers[0] else ""
+        return f"Gradients hold: {where}{also}."
     if first > HEALTHY[1]:
         return f"Gradients explode: {where}."
     if first < HEALTHY[0]:

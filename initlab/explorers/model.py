@@ -107,10 +107,10 @@ class ModelExplorer(Explorer):
     def _make_controls(self) -> dict[str, Any]:
         sites = widgets.Select(
             description="layers",
-            rows=24,
-            layout=widgets.Layout(width="240px", height="auto", flex="0 0 240px"),
-            style={"description_width": "44px"},
+            rows=6,  # at least: it grows to the height of the picture beside it
+            layout=widgets.Layout(width="auto", height="auto", flex="1 1 210px", margin="2px"),
         )
+        sites.add_class("initlab-tree")
         quantities = [(words, key) for key, (words, _) in QUANTITIES.items()]
         return {
             "scheme": choice("try", [AS_IS], AS_IS),
@@ -126,9 +126,7 @@ class ModelExplorer(Explorer):
         main = [self.controls[name] for name in ("scheme", "seed", "quantity", "right")]
         self._status.layout.flex = "1 1 0"
         said = widgets.HBox([self._status, self._stop])  # Stop stands beside "Computing …"
-        beside = widgets.VBox(
-            [self.live, said], layout=widgets.Layout(flex="1 1 520px", min_width="0")
-        )
+        self.live.layout.flex = "100 1 520px"  # on a narrow screen it moves below the tree
         self._apply = self._button(
             "Apply", "write what is tried to your model", self._apply_pressed
         )
@@ -147,10 +145,8 @@ class ModelExplorer(Explorer):
         return [
             widgets.HBox(main, layout=row),
             self.controls["scheme_params"],
-            widgets.HBox(
-                [self.controls["site"], beside],
-                layout=widgets.Layout(width="100%", align_items="stretch"),
-            ),
+            widgets.HBox([self.controls["site"], self.live], layout=row),
+            said,
             self._numbers,
             widgets.HBox(buttons),
             *self._folds,

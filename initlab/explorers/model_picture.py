@@ -13,7 +13,7 @@ from initlab.tracing import Histogram, Site, Trace
 
 _BINS = 64
 _MOST = 1_000_000  # weights that a histogram counts; of more, every k-th
-_LEFT, _WIDTH = (0.07, 0.57), 0.29  # of the axes; names at the curves' ends stand right of them
+_LEFT, _WIDTH = (0.06, 0.56), 0.32  # of the axes; names at the curves' ends stand right of them
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class ModelPicture:
     """Two panels over depth with the selected layer marked, and two histograms of that layer."""
 
     def __init__(self) -> None:
-        self.figure = Picture(7.6, 5.2)  # beside a tree: as many pixels as the screen has left
+        self.figure = Picture(8.8, 4.25)  # beside a tree: as many pixels as the screen has left
         self.panels = [
-            Panel(self.figure.add_axes((left, 0.60, _WIDTH, 0.29)), animated=True) for left in _LEFT
+            Panel(self.figure.add_axes((left, 0.54, _WIDTH, 0.385)), animated=True)
+            for left in _LEFT
         ]
         self._values, self._weights = (
-            self.figure.add_axes((left, 0.08, _WIDTH, 0.33)) for left in _LEFT
+            self.figure.add_axes((left, 0.065, _WIDTH, 0.26)) for left in _LEFT
         )
 
     @property
@@ -54,7 +55,6 @@ class ModelPicture:
                 pinned=was and ghost(was.trace, what, quantity, was.label),
                 quantity=quantity,
             )
-            _break_title(panel.ax)
             if VIEWS[what].over_depth:
                 panel.mark(now.trace[site].depth)
         self._of_site(now, was, site)
@@ -90,12 +90,6 @@ def _rows(what: str, now: Seen, was: Seen | None, quantity: str) -> list[list[An
     drawn = lines(now.trace, what, quantity, now.label)
     names = [site.name for site in now.trace if site.kind in VIEWS[what].kinds]
     return readout([*drawn, *([before] if before else [])], names)
-
-
-def _break_title(ax: Any) -> None:
-    """Two lines, where one would be wider than its half of the figure."""
-    title = ax.get_title(loc="left")
-    ax.set_title(title.replace(": ", "\n"), loc="left", fontsize=10)
 
 
 def _set_up(ax: Any, title: str) -> None:

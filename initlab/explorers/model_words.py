@@ -61,15 +61,16 @@ def advice(diagnosis: Diagnosis) -> str:
 
 
 def numbers(site: Site, before: Site | None) -> str:
-    """One site's numbers as HTML; ``before`` adds a column with what E[·²] was."""
-    columns = [*(title for title, _ in _COLUMNS), "not finite"]
-    columns += ["E[·²] as it is"] if before else []
+    """One site's numbers as HTML; ``before`` adds what E[·²] was beside it."""
+    first, *others = (title for title, _ in _COLUMNS)
+    columns = [first, *(["E[·²] as it is"] if before else []), *others, "not finite"]
     head = "".join(f'<th scope="col">{title}</th>' for title in ("", *columns))
     body = "".join(f"<tr>{row}</tr>" for row in _rows(site, before))
+    facts = html.escape("; ".join(_facts(site)))
     return (
         '<div tabindex="0" role="region" aria-label="numbers of the selected layer" '
         'style="line-height: 1.4; overflow: auto">'
-        f"<p><strong>{html.escape(site.name)}</strong>: {html.escape('; '.join(_facts(site)))}</p>"
+        f"<div><strong>{html.escape(site.name)}</strong>: {facts}</div>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -83,7 +84,7 @@ def _rows(site: Site, before: Site | None) -> Iterator[str]:
         cells.append(f"{stats.nonfinite or 0:,}")
         if before:
             old: Stats | None = getattr(before, field)
-            cells.append(_number(old and old.second_moment))
+            cells.insert(1, _number(old and old.second_moment))
         yield f'<th scope="row">{title}</th>' + "".join(f"<td>{cell}</td>" for cell in cells)
 
 

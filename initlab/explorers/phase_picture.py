@@ -19,12 +19,13 @@ _DARK_GREEN, _DARK_ORANGE, _GREY = (
     "#555555",
 )  # as text, with enough contrast on their shades
 _ORDERED, _CHAOTIC, _UNBOUNDED = "#e3f1fa", "#fbe9df", "#e4e4e4"
-_LETTER = 0.037  # the width of one, in sigma_w
+_LETTER, _HALF = 0.045, 0.03  # a letter's width in sigma_w, half its height in sigma_b
 _CONTOUR_ROW, _ROOM = 0.8, 0.11  # where contours are named: sigma_b, and how far apart
 _CONTOURS = (3, 10, 30)  # of ξ_c, in layers
 _LENGTHS = (1.5, 3.0, 7.5, 15.0, 30.0, 75.0, 150.0, 300.0)  # where the length map's axes end
 _LOWS, _HIGHS = (-1, -2, -4, -8, -16, -32), (1, 2, 4, 8, 16, 32)  # decades, of q over depth
 _COBWEB = 40  # layers
+_ANGLES = (-0.16, 1.06)  # at finite width a c of 0 scatters below it
 
 STARTS = (0.9, 0.1)
 """The correlations of the pairs of inputs that are followed through the network."""
@@ -126,7 +127,7 @@ class PhasePicture:
             self.signal.text(x, 1.02, words, color=color, fontsize=9, ha="right", va="bottom",
                              transform=self.signal.transAxes)  # fmt: skip
         _calm(self.angle, "c of two inputs", "layer")
-        self.angle.set(ylim=(-0.06, 1.06), yticks=[0, 0.5, 1])
+        self.angle.set(ylim=_ANGLES, yticks=[0, 0.5, 1])
 
     def _dress(self, plane: Plane, *wanted: tuple) -> None:
         """Give every Axes what it stands on, where that has changed."""
@@ -230,9 +231,10 @@ class PhasePicture:
         free = [y for y in ends if all(abs(y - other) > 0.1 for other in taken)]
         y = (free or ends)[0]
         order = np.argsort(sigma_b)
-        x = np.interp(y, sigma_b[order], sigma_w[order])
-        fits = x + _LETTER * len(words) < SIGMA_W[1]
-        self.plane.text(x + (0.05 if fits else -0.1), y, words, color=BLACK, fontsize=9,
+        passed = np.interp([y - _HALF, y, y + _HALF], sigma_b[order], sigma_w[order])
+        right = passed.max() + 0.05
+        fits = right + _LETTER * len(words) < SIGMA_W[1]
+        self.plane.text(right if fits else passed.min() - 0.05, y, words, color=BLACK, fontsize=9,
                         va="center", ha="left" if fits else "right", zorder=3)  # fmt: skip
         taken.append(y)
 
@@ -373,7 +375,7 @@ class PhasePicture:
     def _show_horizon(self, horizon: float | None, depth: int, limits: Any) -> None:
         end = 1.02 * nice_depth(depth)
         inside = horizon is not None and horizon <= end
-        for key, span in (("horizon of q", limits), ("horizon of c", (-0.06, 1.06))):
+        for key, span in (("horizon of q", limits), ("horizon of c", _ANGLES)):
             self._draw(key, [horizon] * 2 if inside else [], span if inside else [])
         words = ""
         if horizon is not None and not inside:
@@ -447,7 +449,9 @@ def _length_axis(view: View) -> float:
 
 def _free_height(curves: Sequence[np.ndarray]) -> float:
     """Where two words stand freest at the end of the angles: low, high or between, in the Axes."""
-    late = np.concatenate([(each[len(each) // 2 :].ravel() + 0.06) / 1.12 for each in curves])
+    low, high = _ANGLES
+    late = np.concatenate([each[len(each) // 2 :].ravel() for each in curves])
+    late = (late - low) / (high - low)
     return min((0.17, 0.76, 0.48), key=lambda at: np.count_nonzero(np.abs(late - at) < 0.18))
 
 

@@ -186,10 +186,14 @@ def measure(experiment: Experiment) -> Course:
 
 
 def _course(h: Tensor) -> Course:
-    """q of every layer, and the cosine of the pairs for each of STARTS, averaged over them."""
+    """q of every layer, and the cosine of the pairs for each of STARTS, averaged over them; nan
+    where nothing is left that could have an angle."""
+    q = h.square().mean(dim=(1, 2))
     first, *partners = torch.nn.functional.normalize(h, dim=-1, eps=1e-300).split(_PAIRS, dim=1)
     angles = [(first * partner).sum(dim=-1).mean(dim=-1) for partner in partners]
-    return Course(h.square().mean(dim=(1, 2)).numpy(), torch.stack(angles, dim=-1).numpy())
+    c = torch.stack(angles, dim=-1)
+    c[q == 0] = math.nan
+    return Course(q.numpy(), c.numpy())
 
 
 def script(experiment: Experiment) -> str:
@@ -297,7 +301,7 @@ def view(experiment: Experiment, said: Forecast, seen: Course) -> View:
 def finding(experiment: Experiment, said: Forecast, seen: Course) -> str:
     """What the point means, how far its network reaches, and whether the network obeys the maps."""
     parts = [_phase(experiment, said), _reach(experiment, said), _obeys(said, seen)]
-    parts.append(_edge(resolve(experiment.activation)))
+    parts.append(_edge(resolve(experiment.activation)) or _left(experiment, said))
     return " ".join(part for part in parts if part)
 
 
@@ -317,6 +321,16 @@ def _phase(experiment: Experiment, said: Forecast) -> str:
         return f"Ordered phase: {settled}; gradients vanish."
     apart = "" if said.correlation is None else f", like inputs part to c* = {said.correlation:.2g}"
     return f"Chaotic phase: {settled}; gradients explode{apart}."
+
+
+def _left(experiment: Experiment, said: Forecast) -> str:
+    """Whether the point is on the edge of chaos at a length from which signals are driven away."""
+    phi, sigma_w = resolve(experiment.activation), sigma_w_of(experiment)
+    for point in said.lengths:
+        repels = point.q > 0 and not point.stable
+        if repels and abs(theory.chi_1(phi, point.q, sigma_w) - 1) < _ON_THE_EDGE:
+            return f"The edge of chaos is here for q = {power(point.q)} alone, which signals leave."
+    return ""
 
 
 def _reach(experiment: Experiment, said: Forecast) -> str:

@@ -68,10 +68,16 @@ class _Spot:
     """Of a curve cut short: is it read from the output down? None: the curve is whole."""
     rising: bool = True
     """Does it rise towards its end there? Then what is above it is free."""
+    right: bool = True
+    """Is that written to the right of the end, or to the left?"""
 
     @property
     def lines(self) -> int:
         return 1 + self.text.count("\n")
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.text.split("\n")))
 
 
 class Picture(Figure):
@@ -197,8 +203,9 @@ def theory_curve(
         theory = curve(prediction, what, quantity, "theory")
         # A variance over a batch divides by B, not by B − 1.
         shown = 1 - 1 / prediction.batch_size if prediction.batch_size else 1.0
-        rounded = theory.values < ROUNDING * curve(prediction, what, "second_moment").values
-        theory = replace(theory, values=np.where(rounded, math.nan, theory.values * shown))
+        values = theory.values * shown
+        rounded = values <= ROUNDING * curve(prediction, what, "second_moment").values
+        theory = replace(theory, values=np.where(rounded, math.nan, values))
         theory = _banded(theory, prediction, what, "across_low", "across_high")
     elif quantity == "var" and not prediction.centred:
         return None
@@ -234,8 +241,8 @@ def _value(site: Site | PredictedSite, field: str, quantity: str) -> float:
     value = getattr(site, field, None)
     if value is None:
         return math.nan
-    if isinstance(value, int | float):
-        return float(value)
+    if isinstance(value, int | float):  # a share of the values, if they are numbers
+        return math.nan if getattr(site.forward, "nonfinite", 0) else float(value)
     number = getattr(value, quantity, None)
     return math.nan if number is None else float(number)
 
@@ -280,6 +287,25 @@ def _fold_seeds(curves: Sequence[Curve]) -> Curve:
 
 
 # ---------------------------------------------------------------- one Axes, updated in place
+
+
+def _choose_side(spot: _Spot, line: float, letter: float) -> None:
+    """Where the name of a curve that was cut short stands: over what there is of it if it fits
+    there, in two lines on the wider side if not, and in either case beside the line.
+
+    Theory's line goes on from there, and so rises or falls on the far side as well.
+    """
+    if spot.backward is None:
+        return
+    room = {True: 1 - spot.x, False: spot.x}
+    spot.right = spot.backward
+    if spot.longest * letter > room[spot.right]:
+        spot.right = not spot.right
+    if spot.longest * letter > room[spot.right]:
+        spot.right = spot.x < 0.5
+        spot.text = textwrap.fill(spot.text, _CUT_WIDTH)
+    is_beyond = spot.right != spot.backward
+    spot.y += (line if spot.rising != is_beyond else -line) * (1 + spot.lines) / 2
 
 
 class Panel:
@@ -427,32 +453,29 @@ class Panel:
             x, y = to_axes((end.x, end.y))
             spots.append(replace(end, x=float(x), y=float(y)))
         spots = [spot for spot in spots if spot.text and math.isfinite(spot.y)]
+        for spot in spots:
+            _choose_side(spot, line, letter)
         spots.sort(key=lambda spot: -spot.y)
         for rank, spot in enumerate(spots):
-            if spot.backward is not None:
-                spot.y += line if spot.rising else -line  # beside the line, which goes on
             half = line * spot.lines / 2
             lowest = half + line * sum(below.lines for below in spots[rank + 1 :])
             near = [above for above in spots[:rank] if abs(above.x - spot.x) < 0.3]
             highest = min([1.0, *(above.y - line * above.lines / 2 for above in near)]) - half
-            longest = max(map(len, [*spot.text.split("\n"), "healthy"]))
+            longest = max(spot.longest, len("healthy"))
             if self._zone_is_named and 1 - 2 * (longest + 1) * letter < spot.x < 1:
                 zone = float(to_axes((1, HEALTHY[1]))[1])  # not where its name stands
                 if zone - half < spot.y < zone + line + half:
                     highest = min(highest, zone - half)
             spot.y = min(max(spot.y, lowest), highest)
         for spot in spots:
-            room = len(spot.text) * letter
-            fits = spot.x + room < 1 if spot.backward else spot.x < room
-            beside = spot.backward is None or fits
             label = (Stamp if self.animated else Text)(
-                spot.x + (gap if beside else -gap),
+                spot.x + (gap if spot.right else -gap),
                 spot.y,
                 spot.text,
                 color=spot.color,
                 fontsize=9,
                 va="center",
-                ha="left" if beside else "right",
+                ha="left" if spot.right else "right",
                 transform=self.ax.transAxes,
                 clip_on=False,
                 zorder=6,
@@ -547,6 +570,7 @@ _LINE, _LETTER, _GAP = 0.184, 0.063, 0.076  # of labels, in inches
 _RIDGE = 0.2  # from one to the next, in inches
 _THINNEST = 0.065  # of the Axes, the zone that has its name
 _LABEL_WIDTH = 18  # letters, in the margin
+_CUT_WIDTH = 22  # letters, of a name within the Axes that is broken
 _TICK_STEPS = (1, 2, 3, 4, 6, 10, 20, 30, 50, 100, 200)  # decades
 _LOWS = (-8, -16, -32, -64, -128, -308)
 _HIGHS = (4, 8, 16, 32, 64, 128, 300)

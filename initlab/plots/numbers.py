@@ -29,10 +29,10 @@ def power_of_ten(exponent: int) -> str:
 def digits(value: float) -> str:
     """A number to be read off exactly, under the pointer or in a table.
 
-    >>> digits(0.53149), digits(3.21e-9)
-    ('0.5315', '3.21e-09')
+    >>> digits(0.53149), digits(3.21e-9), digits(-0.0)
+    ('0.5315', '3.21e-09', '0')
     """
-    return f"{value:.4g}"
+    return f"{value or 0.0:.4g}"
 
 
 def tick(value: float) -> str:

@@ -1,7 +1,7 @@
 """The model explorer as a hand and an eye meet it: a tree, a trial, and an explicit Apply."""
 
 import pytest
-from page import LAPTOP
+from page import LAPTOP, PICTURE
 
 SETUP = """\
 import torch
@@ -68,15 +68,19 @@ def test_a_trial_and_every_control_work_by_keyboard_and_apply_alone_writes(explo
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_is_accessible_with_all_folds_open(explorer, theme):
-    shown = explorer(theme=theme)
+def test_it_fits_the_screen_and_is_accessible_with_all_folds_open(explorer, theme):
+    shown = explorer(theme=theme, viewport=LAPTOP)
     shown.changes(lambda: shown.part(".widget-dropdown select").first.press("ArrowDown"))
     shown.view.screenshot(f"model-{theme}")
+    assert shown.fits_the_screen()
     for header in shown.part(".jupyter-widget-Collapse-header").all():
         header.press("Enter")
     shown.settles()
     shown.is_accessible()
     shown.view.screenshot(f"model-{theme}-open")
+    shown.page.set_viewport_size({"width": 1000, "height": 768})  # 570 beside the file browser
+    shown.page.wait_for_function(f"document.querySelector('{PICTURE}').clientWidth > 500")
+    shown.view.screenshot(f"model-{theme}-narrow")
 
 
 SLOW = """\
