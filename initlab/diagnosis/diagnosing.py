@@ -152,9 +152,10 @@ def _notes(flow: Flow) -> Iterator[str]:
                     f"{norm.op} {norm.name!r} hides that {source.name} has a mean square of "
                     f"{figure(source.forward.second_moment)}."
                 )
-    if flow.small_head is not None:
+    if flow.small_heads:
+        names = ", ".join(site.name for site in flow.small_heads)
         yield (
-            f"{flow.small_head.name}: weights this small hold the gradient back until the first "
+            f"{names}: weights that are 0 or this small hold the gradient back until the first "
             "steps have made them larger."
         )
     if flow.starts_closed:
@@ -174,6 +175,11 @@ def _not_checked(flow: Flow) -> Iterator[str]:
         yield "rank: trace(…, geometry=True) measures it."
     if flow.trace.num_classes is None:
         yield "the initial loss: trace(…, target=…) with integer classes compares it with log C."
+    elif any(weighs(flow, site) for site in flow.sources(sites[-1])):
+        yield (
+            "the initial loss: the output is a softmax already, which keeps it near log C whatever "
+            "the logits. Cross-entropy takes the logits themselves: leave the softmax out."
+        )
     if all(site.forward.across_samples_var is None for site in sites):
         yield 'dead and saturated units, samples that look alike: statistics="all" measures them.'
     elif flow.samples < 2:

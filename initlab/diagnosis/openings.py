@@ -28,9 +28,13 @@ from initlab.tracing import Site
 
 def optional(flow: Flow) -> dict[str, bool]:
     """By name, whether every way to the output leads into a residual sum that another operand
-    keeps alive, or into the logits of an attention."""
+    keeps alive, into the logits of an attention, or into a last layer of zeros."""
     return flow.always_meets(
-        lambda user, source: flow.is_kept_alive(user, source) or bool(beside(flow, source, user))
+        lambda user, source: (
+            flow.is_kept_alive(user, source)
+            or bool(beside(flow, source, user))
+            or flow.is_zero_head(user)
+        )
     )
 
 
@@ -102,6 +106,11 @@ def is_closed_query(flow: Flow, layer: Site) -> bool:
     attention at first, and its own gradient tells its units apart (Yang et al. 2022)."""
     users = flow.users(layer)
     others = [beside(flow, layer, user) for user in users]
-    return bool(users) and all(
-        group and all(other.forward.second_moment > 0 for other in group) for group in others
+    is_zero = layer.weight is not None and layer.weight.second_moment == 0
+    return (
+        bool(users)
+        and is_zero
+        and all(
+            group and all(other.forward.second_moment > 0 for other in group) for group in others
+        )
     )
