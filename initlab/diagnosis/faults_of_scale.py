@@ -133,33 +133,29 @@ def _bias_ratio(flow: Flow, layer: Site) -> float:
     """Mean square of a layer's biases over that of W·a, where the biases hide the samples.
 
     Where weights or signal are smaller than they should be, the biases are not to blame: they are
-    held against what the right weights would make of a signal of natural size.
+    held against what the right weights would make of a signal of natural size, which is 1, and
+    E φ² after an activation.
     """
     contributed = _contributed(flow, layer)
-    if not contributed > 0:
-        return 0.0
-    read = flow.sources(layer)[0].forward
-    natural = max(read.second_moment, flow.bands[layer.name].low)
-    right = flow.draw(layer).gain ** 2 * natural
     values = _with_bias(flow, layer)
-    before, after = shared(read), shared(values)
-    if before is None or after is None or after > before / (1 + _BIAS_SHARE):
+    after = shared(values)
+    before = max((shared(source.forward) or 0.0 for source in flow.sources(layer)), default=0.0)
+    if not contributed > 0 or after is None or after > before / (1 + _BIAS_SHARE):
         return 0.0
+    phi = flow.activation_read(layer)
+    natural = 1.0 if phi is None else phi.moments(1.0).second_moment
+    right = flow.draw(layer).gain ** 2 * natural
     return values.second_moment / max(contributed, right) - 1
 
 
 def _contributed(flow: Flow, layer: Site) -> float:
     """E(Wa)², 0 where it is not known: fan_in·Var W·E a², and (fan_in·E W·E a)² on top where the
-    weights have a mean."""
-    sources, weight = flow.sources(layer), layer.weight
-    known = layer.kind == "affine" and weight is not None and layer.fan_in is not None
-    if not known or len(sources) != 1 or not is_clean(layer):
+    weights have a mean. Of several operands, at most: a may be their sum, or all of them."""
+    read, weight = [source.forward for source in flow.sources(layer)], layer.weight
+    if layer.kind != "affine" or weight is None or layer.fan_in is None or not is_clean(layer):
         return 0.0
-    assert weight is not None
-    assert layer.fan_in is not None
-    read = sources[0].forward
-    scattered = layer.fan_in * weight.var * read.second_moment
-    return scattered + (layer.fan_in * weight.mean * read.mean) ** 2
+    scattered = layer.fan_in * weight.var * sum(stats.second_moment for stats in read)
+    return scattered + (layer.fan_in * weight.mean * sum(abs(stats.mean) for stats in read)) ** 2
 
 
 def _with_bias(flow: Flow, layer: Site) -> Stats:
@@ -365,8 +361,8 @@ def _fades(flow: Flow, site: Site, factor: float) -> bool:
     varied = site.forward.across_samples_var
     if varied is None or not _is_told_by_samples(flow, site):
         return flow.too_small(site, factor)
-    band = flow.bands[site.name]
-    return varied < min(band.varied or 1.0, 1.0) * factor * flow.chance(site)[0]
+    start = min(flow.bands[site.name].varied or 1.0, 1.0) * flow.let_in[site.name]
+    return varied < start * factor * flow.chance(site)[0]
 
 
 def _is_told_by_samples(flow: Flow, site: Site) -> bool:
@@ -426,12 +422,12 @@ def _smaller_logits(flow: Flow, head: Site | None, square: float) -> tuple[str, 
 
 
 def _biased_head(flow: Flow) -> bool:
-    """Whether the last layer's biases make more of the logits than its weights do; of weights tied
-    to an embedding that is not known, for their logits repeat the token."""
+    """Whether the last layer's biases make most of the logits; of weights tied to an embedding that
+    is not known, for their logits repeat the token."""
     head = flow.head
     if head is None or head.parameter in flow.looked_up:
         return False
-    return 0 < 2 * _contributed(flow, head) < head.forward.second_moment
+    return 0 < (1 + _BIAS_SHARE) * _contributed(flow, head) < head.forward.second_moment
 
 
 def _loss_is_high(flow: Flow) -> bool:
@@ -439,7 +435,7 @@ def _loss_is_high(flow: Flow) -> bool:
     if loss is None or classes is None or not math.isfinite(loss) or not is_clean(output):
         return False
     head = flow.head
-    by_chance = flow.chance(head)[1] if head is not None else 1.0
+    by_chance = 1.0 if head is None or _biased_head(flow) else flow.chance(head)[1]
     return loss > loss_of(classes, DRIFT * by_chance)
 
 

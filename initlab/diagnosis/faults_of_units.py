@@ -27,7 +27,7 @@ from initlab.diagnosis.flow import (
     weight_gain,
     width,
 )
-from initlab.diagnosis.openings import is_closed_query
+from initlab.diagnosis.openings import beside, is_closed_query
 from initlab.diagnosis.remedies import redraw, reset, strengthen
 from initlab.theory import inactive_fraction
 from initlab.tracing import Site
@@ -287,7 +287,8 @@ def rank_collapse(flow: Flow) -> Iterator[Finding]:
         if not alive or is_last or restored[site.name] or not flow.reads_input[site.name]:
             continue
         apart = shared(site.forward)
-        if apart is not None and apart < LOST and not told_apart[site.name]:
+        lost = apart is not None and apart < LOST * flow.let_in[site.name]
+        if apart is not None and lost and not told_apart[site.name]:
             yield Finding(
                 "rank_collapse", flow.place(site),
                 f"Only {figure(apart)} of the mean square of {site.name} differs from sample to "
@@ -307,9 +308,10 @@ def rank_collapse(flow: Flow) -> Iterator[Finding]:
 
 
 def _is_told_apart(flow: Flow, user: Site, source: Site) -> bool:
-    """Whether a residual stream that this is added to tells the inputs apart."""
-    others = (shared(s.forward) or 0 for s in flow.sources(user) if s.name != source.name)
-    return user.kind == "add" and any(share >= LOST for share in others)
+    """Whether what this is added to tells the inputs apart, or what this query or key looks at."""
+    others = [s for s in flow.sources(user) if s.name != source.name]
+    others = others if user.kind == "add" else beside(flow, source, user)
+    return any((shared(other.forward) or 0) >= LOST for other in others)
 
 
 def _falls_on_a_line(flow: Flow, site: Site) -> bool:

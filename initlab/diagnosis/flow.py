@@ -294,6 +294,22 @@ class Flow:
         return [s for s in others if self.is_upstream(s, source) and self._has_layers[s.name]]
 
     @cached_property
+    def let_in(self) -> dict[str, float]:
+        """By name, the share of what differs from sample to sample that residual branches let in:
+        below 1 where the stream knows nothing of the input, as a class token, and the branches
+        begin nearly closed, as by a layer scale."""
+        found: dict[str, float] = {}
+        for site in self.sites:
+            above = [found[s.name] * self._let_in_by(site, s) for s in self.sources(site)]
+            found[site.name] = (max if site.kind == "add" else min)(above, default=1.0)
+        return found
+
+    def _let_in_by(self, site: Site, source: Site) -> float:
+        own, before = site.forward.across_samples_var, source.forward.across_samples_var
+        scales = site.kind == "add" or (site.kind == "other" and self.in_branch[site.name])
+        return min(own / before, 1.0) if scales and own and before else 1.0
+
+    @cached_property
     def feeds_layer(self) -> dict[str, bool]:
         """By name, whether a layer is computed from a site: not from the last layers' outputs."""
         found: dict[str, bool] = {}

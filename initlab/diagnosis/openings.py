@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 
-from initlab.diagnosis.flow import SMALL, Flow, is_layer, total, weight_gain
+from initlab.diagnosis.flow import LOST, SMALL, Flow, is_layer, total, weight_gain
 from initlab.tracing import Site
 
 
@@ -44,9 +44,23 @@ def openings(flow: Flow) -> dict[str, float]:
     found: dict[str, float] = {}
     without = optional(flow)
     for site in reversed(flow.sites):
-        ways = [found[user.name] * _share(flow, site, user) for user in flow.users(site)]
-        found[site.name] = max(ways) if ways and without[site.name] else 1.0
+        users = [user for user in flow.users(site) if not _is_dropped(site, user)]
+        ways = [
+            found[user.name] * (_share(flow, site, user) if without[site.name] else 1.0)
+            for user in users
+        ]
+        found[site.name] = max(ways, default=1.0)
     return found
+
+
+def _is_dropped(site: Site, norm: Site) -> bool:
+    """Whether nothing of a gradient that a normalization passes on is this operand's: of what it
+    normalizes, other places are read, such as a class token's. Else it would be that at its output
+    over the scale of its input."""
+    if norm.kind != "norm" or not norm.forward.second_moment > 0:
+        return False
+    passed = _measured(site, norm) * site.forward.second_moment / norm.forward.second_moment
+    return passed < LOST
 
 
 def _share(flow: Flow, site: Site, user: Site) -> float:
