@@ -298,11 +298,10 @@ def _growing_branches(flow: Flow) -> list[Site]:
 
 def _drowned(flow: Flow, site: Site) -> Site | None:
     """The branch that outweighs the residual stream it is added to, if any does."""
-    sources = flow.sources(site)
-    if site.kind != "add" or len(sources) != 2 or not all(map(is_clean, sources)):
+    sums = flow.stream_and_branch(site)
+    if sums is None or not all(map(is_clean, sums)):
         return None
-    first, second = sources
-    stream, branch = (second, first) if flow.is_upstream(second, first) else (first, second)
+    stream, branch = sums
     scales = branch.forward.second_moment, stream.forward.second_moment
     low, high = flow.chance(branch)
     return branch if scales[1] > 0 and scales[0] > STEEP * scales[1] * high / low else None
