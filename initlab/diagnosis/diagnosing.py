@@ -50,6 +50,12 @@ _EXPLAINED_BY: Mapping[Fault, tuple[Fault, ...]] = {
 _ANYWHERE = ("vanishing_gradients", "exploding_gradients", "wrong_initial_loss", "non_finite")
 """Faults that have and are causes wherever these are; of the others the cause is upstream."""
 
+_OF_SCALE = (
+    "exploding_activations", "vanishing_activations", "vanishing_gradients", "exploding_gradients",
+    "rank_collapse", "wrong_initial_loss", "bias_dominated", "saturation",
+)  # fmt: skip
+"""Faults that batch norms may cure or bring about."""
+
 _RULES: Mapping[Fault, Callable[[Flow], Iterator[Finding]]] = {
     "non_finite": non_finite,
     "symmetry": symmetry,
@@ -101,7 +107,7 @@ def diagnose(trace: Trace) -> Diagnosis:
     findings: list[Finding] = []
     for fault in FAULTS:
         found = next(_RULES[fault](flow), None)
-        if found is not None:
+        if found is not None and not _is_of_this_mode(flow, found):
             findings.append(found)
     explained = _explain(flow, findings)
     return Diagnosis(
@@ -109,6 +115,13 @@ def diagnose(trace: Trace) -> Diagnosis:
         tuple(_notes(flow)),
         tuple(_not_checked(flow)),
     )
+
+
+def _is_of_this_mode(flow: Flow, finding: Finding) -> bool:
+    """Whether it is a matter of scale that batch norms will settle in training, and not of weights
+    that no choice explains."""
+    of_scale = finding.fault in _OF_SCALE and bool(flow.idle_norms)
+    return of_scale and not flow.is_far_off(flow.trace[finding.where])
 
 
 def _explain(flow: Flow, findings: list[Finding]) -> list[Finding]:
@@ -152,9 +165,10 @@ def _notes(flow: Flow) -> Iterator[str]:
                     f"{norm.op} {norm.name!r} hides that {source.name} has a mean square of "
                     f"{figure(source.forward.second_moment)}."
                 )
-    if flow.small_head is not None:
+    if flow.small_heads:
+        names = ", ".join(site.name for site in flow.small_heads)
         yield (
-            f"{flow.small_head.name}: weights this small hold the gradient back until the first "
+            f"{names}: weights that are 0 or this small hold the gradient back until the first "
             "steps have made them larger."
         )
     if flow.starts_closed:
@@ -170,10 +184,21 @@ def _not_checked(flow: Flow) -> Iterator[str]:
         missed = [layer.name for layer in flow.layers if layer.reached is False]
         if missed:
             yield f"gradients of {', '.join(missed)}: not reached (detached, frozen or unused)."
+    if flow.idle_norms:
+        yield (
+            "the scale of signal and gradient, but for weights that are far off: batch norms such "
+            f"as {flow.idle_norms[0].name} change nothing, for no step has set the statistics that "
+            "they use in eval mode. model.train() first."
+        )
     if all(site.effective_rank is None for site in sites):
         yield "rank: trace(…, geometry=True) measures it."
     if flow.trace.num_classes is None:
         yield "the initial loss: trace(…, target=…) with integer classes compares it with log C."
+    elif any(weighs(flow, site) for site in flow.sources(sites[-1])):
+        yield (
+            "the initial loss: the output is a softmax already, which keeps it near log C whatever "
+            "the logits. Cross-entropy takes the logits themselves: leave the softmax out."
+        )
     if all(site.forward.across_samples_var is None for site in sites):
         yield 'dead and saturated units, samples that look alike: statistics="all" measures them.'
     elif flow.samples < 2:

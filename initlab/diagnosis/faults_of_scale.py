@@ -26,6 +26,7 @@ from initlab.diagnosis.flow import (
     shared,
     weight_gain,
 )
+from initlab.diagnosis.openings import weighs
 from initlab.diagnosis.remedies import redraw, rescale, reset, strengthen, weaken, zero_biases
 from initlab.tracing import Site, Stats
 
@@ -37,13 +38,14 @@ _TINY = 1e-300
 
 def non_finite(flow: Flow) -> Iterator[Finding]:
     """Weights, values, gradients or a loss that are infinite or not a number."""
+    broken = [s for s in flow.layers if s.weight is not None and s.weight.nonfinite]
     for site in flow.sites:
         if site.weight is not None and site.weight.nonfinite:
             count, numel = site.weight.nonfinite, site.weight.numel
             yield Finding(
                 "non_finite", site.name, f"{count:,} of its {numel:,} weights are not finite.",
                 "Draw this layer anew, and find out what wrote them (a diverged step, a division "
-                "by 0).", redraw(flow, [site]),
+                "by 0).", redraw(flow, broken or [site]),
             )  # fmt: skip
         elif site.forward.nonfinite and all(map(is_clean, flow.sources(site))):
             yield _not_finite_here(flow, site)
@@ -106,41 +108,54 @@ def bias_dominated(flow: Flow) -> Iterator[Finding]:
     if not flow.inputs_differ:
         return
     centred = flow.always_meets(lambda user, _: user.op in CENTRES)
-    found = [s for s in flow.layers if not centred[s.name] and _bias_ratio(flow, s) > _BIAS_SHARE]
+    judged = [s for s in flow.layers if not centred[s.name] and flow.feeds_layer[s.name]]
+    found = [s for s in judged if _bias_ratio(flow, s) > _BIAS_SHARE]
     for layer in found[:1]:
+        behind = [s for s in judged if s not in found and _may_hide_a_bias(flow, layer, s)]
         ratio = _bias_ratio(flow, layer)
         yield Finding(
             "bias_dominated", layer.name,
             f"Its biases have {figure(ratio)} times the mean square of what its weights "
             f"contribute, and only {figure(shared(_with_bias(flow, layer)) or 0)} of the result "
             "differs from sample to sample.",
-            "Set the biases to 0.", zero_biases(found),
+            "Set the biases to 0.", zero_biases([*found, *behind]),
         )  # fmt: skip
+
+
+def _may_hide_a_bias(flow: Flow, biased: Site, layer: Site) -> bool:
+    """Whether a layer reads so much of another's biases that its own cannot be told from them."""
+    large = _BIAS_SHARE * flow.bands[layer.name].high
+    below = layer.kind == "affine" and flow.is_upstream(biased, layer)
+    return below and layer.forward.second_moment > large
 
 
 def _bias_ratio(flow: Flow, layer: Site) -> float:
     """Mean square of a layer's biases over that of W·a, where the biases hide the samples.
 
-    E(Wa)² is fan_in·Var W·E a², and (fan_in·E W·E a)² on top where the weights have a mean. Where
-    weights or signal are smaller than they should be, the biases are not to blame: they are held
-    against what the right weights would make of a signal of natural size.
+    Where weights or signal are smaller than they should be, the biases are not to blame: they are
+    held against what the right weights would make of a signal of natural size, which is 1, and
+    E φ² after an activation.
     """
-    sources = flow.sources(layer)
-    measured = layer.kind == "affine" and layer.weight is not None and layer.fan_in is not None
-    if not measured or layer is flow.head or len(sources) != 1 or not is_clean(layer):
-        return 0.0
-    assert layer.weight is not None
-    assert layer.fan_in is not None
-    read, weight = sources[0].forward, layer.weight
-    scattered = layer.fan_in * weight.var * read.second_moment
-    contributed = scattered + (layer.fan_in * weight.mean * read.mean) ** 2
-    natural = max(read.second_moment, flow.bands[layer.name].low)
-    right = flow.draw(layer).gain ** 2 * natural
+    contributed = _contributed(flow, layer)
     values = _with_bias(flow, layer)
-    before, after = shared(read), shared(values)
-    if not contributed > 0 or before is None or after is None or after > before / (1 + _BIAS_SHARE):
+    after = shared(values)
+    before = max((shared(source.forward) or 0.0 for source in flow.sources(layer)), default=0.0)
+    if not contributed > 0 or after is None or after > before / (1 + _BIAS_SHARE):
         return 0.0
+    phi = flow.activation_read(layer)
+    natural = 1.0 if phi is None else phi.moments(1.0).second_moment
+    right = flow.draw(layer).gain ** 2 * natural
     return values.second_moment / max(contributed, right) - 1
+
+
+def _contributed(flow: Flow, layer: Site) -> float:
+    """E(Wa)², 0 where it is not known: fan_in·Var W·E a², and (fan_in·E W·E a)² on top where the
+    weights have a mean. Of several operands, at most: a may be their sum, or all of them."""
+    read, weight = [source.forward for source in flow.sources(layer)], layer.weight
+    if layer.kind != "affine" or weight is None or layer.fan_in is None or not is_clean(layer):
+        return 0.0
+    scattered = layer.fan_in * weight.var * sum(stats.second_moment for stats in read)
+    return scattered + (layer.fan_in * weight.mean * sum(abs(stats.mean) for stats in read)) ** 2
 
 
 def _with_bias(flow: Flow, layer: Site) -> Stats:
@@ -160,18 +175,21 @@ def _with_bias(flow: Flow, layer: Site) -> Stats:
 def exploding_activations(flow: Flow) -> Iterator[Finding]:
     """A signal beyond WILD that neither normalization nor a bounded activation holds; one in which
     the residual stream drowns; or one beyond the healthy zone that makes the initial loss wrong."""
-    held = flow.always_meets(lambda user, _: is_normalized(user) or _is_bounded(user))
+    held = flow.always_meets(
+        lambda user, _: is_normalized(user) or _is_bounded(user) or weighs(flow, user)
+    )
     for site in flow.sites:
         drowned = _drowned(flow, site)
         if drowned is not None:
             yield _drowning(flow, site, drowned)
-        logits = site is flow.head and flow.trace.num_classes is not None  # for the loss to judge
+        is_last = not flow.feeds_layer[site.name]
+        logits = is_last and flow.trace.num_classes is not None  # for the loss to judge
         if site.kind not in SIGNALS or held[site.name] or logits:
             continue
         if _overflows(flow, site) or (is_clean(site) and flow.too_large(site, WILD)):
             yield _explosion(flow, site)
-    before_head = _before_head(flow)
-    if before_head is not None and _loss_is_high(flow) and not held[before_head.name]:
+    before_head = _before_head(flow) if _loss_is_high(flow) and not _biased_head(flow) else None
+    if before_head is not None and not held[before_head.name]:
         yield _explosion(flow, before_head)
 
 
@@ -273,18 +291,17 @@ def _growing_branches(flow: Flow) -> list[Site]:
         sources = flow.sources(site)
         if site.kind == "add" and all(map(is_clean, [site, *sources])) and sources:
             stream = min(s.forward.second_moment for s in sources)
-            if stream > 0:
+            if stream > 0 and site.forward.second_moment > 0:
                 growth += math.log(site.forward.second_moment / stream)
     return flow.branch_ends if growth > math.log(DRIFT) else []
 
 
 def _drowned(flow: Flow, site: Site) -> Site | None:
     """The branch that outweighs the residual stream it is added to, if any does."""
-    sources = flow.sources(site)
-    if site.kind != "add" or len(sources) != 2 or not all(map(is_clean, sources)):
+    sums = flow.stream_and_branch(site)
+    if sums is None or not all(map(is_clean, sums)):
         return None
-    first, second = sources
-    stream, branch = (second, first) if flow.is_upstream(second, first) else (first, second)
+    stream, branch = sums
     scales = branch.forward.second_moment, stream.forward.second_moment
     low, high = flow.chance(branch)
     return branch if scales[1] > 0 and scales[0] > STEEP * scales[1] * high / low else None
@@ -317,7 +334,8 @@ def vanishing_activations(flow: Flow) -> Iterator[Finding]:
             )  # fmt: skip
         if site.kind not in SIGNALS or kept[site.name] or not is_clean(site):
             continue
-        if not _fades(flow, site, LOST) or flow.is_zero_head(site) or site is flow.small_head:
+        small = any(flow.is_upstream(head, site) for head in flow.small_heads)
+        if small or not _fades(flow, site, LOST):
             continue
         onset = _onset(
             flow, site, lambda s: is_clean(s) and _fades(flow, s, 1 / DRIFT), partial(_signal, flow)
@@ -342,8 +360,8 @@ def _fades(flow: Flow, site: Site, factor: float) -> bool:
     varied = site.forward.across_samples_var
     if varied is None or not _is_told_by_samples(flow, site):
         return flow.too_small(site, factor)
-    band = flow.bands[site.name]
-    return varied < min(band.varied or 1.0, 1.0) * factor * flow.chance(site)[0]
+    start = min(flow.bands[site.name].varied or 1.0, 1.0) * flow.let_in[site.name]
+    return varied < start * factor * flow.chance(site)[0]
 
 
 def _is_told_by_samples(flow: Flow, site: Site) -> bool:
@@ -370,8 +388,7 @@ def _kept_alive(flow: Flow) -> dict[str, bool]:
     """By name, whether a normalization or a residual stream makes up for a small signal."""
 
     def makes_up(user: Site, source: Site) -> bool:
-        others = [s for s in flow.sources(user) if s.name != source.name]
-        stream = user.kind == "add" and any(not flow.too_small(s, LOST) for s in others)
+        stream = any(not flow.too_small(s, LOST) for s in flow.beside(source, user))
         return stream or is_normalized(user)
 
     return flow.always_meets(makes_up)
@@ -385,25 +402,40 @@ def wrong_initial_loss(flow: Flow) -> Iterator[Finding]:
     assert loss is not None
     assert classes is not None
     head, logits = flow.head, flow.sites[-1].forward
-    scale = 1 / math.sqrt(logits.second_moment)
-    rescaled = (
-        f"Scale the last layer by {scale:.2g}, so that the logits have a mean square of 1.",
-        rescale(flow, [head], scale) if head else "",
-    )
-    is_one_of_many = head in flow.overweight and len(flow.overweight) > 1
     yield Finding(
         "wrong_initial_loss", head.name if head else flow.sites[-1].name,
         f"The loss starts at {figure(loss)}, where −log(1/{classes}) = {math.log(classes):.3g}; "
         f"the logits have a mean square of {figure(logits.second_moment)}.",
-        *(weaken(flow) if is_one_of_many else rescaled),
+        *_smaller_logits(flow, head, logits.second_moment),
     )  # fmt: skip
+
+
+def _smaller_logits(flow: Flow, head: Site | None, square: float) -> tuple[str, str]:
+    if head in flow.overweight and len(flow.overweight) > 1:
+        return weaken(flow)
+    if head is not None and _biased_head(flow):
+        return "Most of that is the bias of the last layer: set it to 0.", zero_biases([head])
+    scale = 1 / math.sqrt(square)
+    words = f"Scale the last layer by {scale:.2g}, so that the logits have a mean square of 1."
+    return words, rescale(flow, [head], scale) if head is not None else ""
+
+
+def _biased_head(flow: Flow) -> bool:
+    """Whether the last layer's biases make most of the logits; of weights tied to an embedding that
+    is not known, for their logits repeat the token."""
+    head = flow.head
+    if head is None or head.parameter in flow.looked_up:
+        return False
+    return 0 < (1 + _BIAS_SHARE) * _contributed(flow, head) < head.forward.second_moment
 
 
 def _loss_is_high(flow: Flow) -> bool:
     loss, classes, output = flow.trace.loss, flow.trace.num_classes, flow.sites[-1]
     if loss is None or classes is None or not math.isfinite(loss) or not is_clean(output):
         return False
-    return loss > loss_of(classes, DRIFT)
+    head = flow.head
+    by_chance = 1.0 if head is None or _biased_head(flow) else flow.chance(head)[1]
+    return loss > loss_of(classes, DRIFT * by_chance)
 
 
 def loss_of(classes: int, variance: float) -> float:

@@ -24,9 +24,10 @@ from initlab.diagnosis.flow import (
     is_clean,
     is_layer,
     shared,
+    weight_gain,
     width,
 )
-from initlab.diagnosis.openings import is_closed_query
+from initlab.diagnosis.openings import beside, is_closed_query
 from initlab.diagnosis.remedies import redraw, reset, strengthen
 from initlab.theory import inactive_fraction
 from initlab.tracing import Site
@@ -137,7 +138,8 @@ def _waits(flow: Flow, site: Site) -> bool:
 def _is_dead(site: Site) -> bool:
     """Whether more units are dead than inputs that have become all alike explain, or all are."""
     dead = site.dead_fraction
-    if dead is None or dead <= 0.5 or not is_clean(site):
+    has_units = len(site.shape) > 1  # not a hinge in a loss, with one number a sample
+    if dead is None or dead <= 0.5 or not has_units or not is_clean(site):
         return False
     normal = 0.5 if _is_flat_below(site.activation) else 0.0
     by_chance = CHANCE * math.sqrt(normal * (1 - normal) / width(site))
@@ -171,7 +173,12 @@ def saturation(flow: Flow) -> Iterator[Finding]:
     for site in found[:1]:
         place, code = _feeding(flow, found, flow.overweight)
         others = f"; {len(found)} layers are saturated in all." if len(found) > 1 else "."
-        if site.kind == "recurrent":
+        if site.kind == "recurrent" and _gates(site) > _saturated_gates():
+            evidence = (
+                f"Its hidden weights alone give its gates a mean square of {figure(_gates(site))}: "
+                f"half of them are saturated from {_saturated_gates():.0f} on{others}"
+            )
+        elif site.kind == "recurrent":
             evidence = (
                 f"Its states have a mean square of {figure(site.forward.second_moment)}: Gaussian "
                 f"pre-activations are half saturated from {_saturated_square():.2f} on{others}"
@@ -192,7 +199,8 @@ def _is_saturated(site: Site) -> bool:
     if not is_clean(site):
         return False
     if site.op in _BOUNDED_RECURRENT:
-        return site.forward.second_moment > _saturated_square()
+        too_large = site.forward.second_moment > _saturated_square()
+        return too_large or _gates(site) > _saturated_gates()
     share = site.saturated_fraction
     return share is not None and share > _saturation_limit(site.activation)
 
@@ -221,6 +229,24 @@ def _saturated_square() -> float:
     assert tanh.tails is not None
     inside = NormalDist().inv_cdf(1 - _saturation_limit(tanh) / 2)
     return tanh.moments((tanh.tails[1] / inside) ** 2).second_moment
+
+
+def _gates(site: Site) -> float:
+    """The mean square that the weights from state to state give the gates of an LSTM or a GRU."""
+    has_gates = site.op.startswith(("lstm", "gru"))
+    return (weight_gain(site) or 0.0) * site.forward.second_moment if has_gates else 0.0
+
+
+@lru_cache(maxsize=1)
+def _saturated_gates() -> float:
+    """E z² of Gaussian z that saturate a sigmoid to the limit.
+
+    >>> round(_saturated_gates())
+    19
+    """
+    sigmoid = ACTIVATIONS["sigmoid"]
+    assert sigmoid.tails is not None
+    return (sigmoid.tails[1] / NormalDist().inv_cdf(1 - _saturation_limit(sigmoid) / 2)) ** 2
 
 
 def _feeding(flow: Flow, activations: list[Site], guilty: Sequence[Site] = ()) -> tuple[str, str]:
@@ -257,11 +283,12 @@ def rank_collapse(flow: Flow) -> Iterator[Finding]:
     told_apart = flow.always_meets(partial(_is_told_apart, flow))
     for site in flow.sites:
         alive = site.kind in SIGNALS and is_clean(site) and site.forward.second_moment > 0
-        is_head = site is flow.head  # whose bias the loss may judge
-        if not alive or is_head or restored[site.name] or not flow.reads_input[site.name]:
+        is_last = not flow.feeds_layer[site.name]  # whose bias the loss may judge
+        if not alive or is_last or restored[site.name] or not flow.reads_input[site.name]:
             continue
         apart = shared(site.forward)
-        if apart is not None and apart < LOST and not told_apart[site.name]:
+        lost = apart is not None and apart < LOST * flow.let_in[site.name]
+        if apart is not None and lost and not told_apart[site.name]:
             yield Finding(
                 "rank_collapse", flow.place(site),
                 f"Only {figure(apart)} of the mean square of {site.name} differs from sample to "
@@ -281,14 +308,32 @@ def rank_collapse(flow: Flow) -> Iterator[Finding]:
 
 
 def _is_told_apart(flow: Flow, user: Site, source: Site) -> bool:
-    """Whether a residual stream that this is added to tells the inputs apart."""
-    others = (shared(s.forward) or 0 for s in flow.sources(user) if s.name != source.name)
-    return user.kind == "add" and any(share >= LOST for share in others)
+    """Whether what this is added to tells the inputs apart, or what this query or key looks at."""
+    others = [s for s in flow.sources(user) if s.name != source.name]
+    others = others if user.kind == "add" else beside(flow, source, user)
+    return any((shared(other.forward) or 0) >= LOST for other in others)
 
 
 def _falls_on_a_line(flow: Flow, site: Site) -> bool:
     before, after = _ranks(flow, site)
-    return after <= _A_LINE and after * _SUDDEN < before
+    apart = shared(site.forward)
+    expected = before if apart is None else min(before, _rank_beside_a_mean(before, apart))
+    return after <= _A_LINE and after * _SUDDEN < expected
+
+
+def _rank_beside_a_mean(rank: float, apart: float) -> float:
+    """The effective rank of samples that vary in so many directions around a mean, of whose mean
+    square this share varies: one singular value √(1 − apart), the others √(apart/rank).
+
+    >>> round(_rank_beside_a_mean(16.0, 1.0), 1), round(_rank_beside_a_mean(16.0, 1e-3), 1)
+    (16.0, 2.0)
+    """
+    if rank <= 0 or not 0 < apart <= 1:
+        return rank
+    mean, others = math.sqrt(1 - apart), math.sqrt(apart * rank)  # their sum, not one of them
+    total = mean + others
+    shares = [(mean / total, 1.0), (others / total, rank)]  # each spread over so many values
+    return math.exp(sum(share * math.log(many / share) for share, many in shares if share > 0))
 
 
 def _ranks(flow: Flow, layer: Site) -> tuple[float, float]:

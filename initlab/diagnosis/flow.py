@@ -110,10 +110,13 @@ class Band:
     inverse_widths: float = 0.0
 
     @classmethod
-    def of(cls, stats: Stats) -> Band:
-        """The band of a site that sets the scale."""
+    def of(cls, site: Site) -> Band:
+        """The band of a site that sets the scale; of an input that is small, for one that is large
+        is as wild as any signal."""
+        stats = site.forward
         scale = stats.second_moment if math.isfinite(stats.second_moment) else 1.0
-        return cls(min(scale, 1.0), max(scale, 1.0), stats.across_samples_var)
+        high = 1.0 if site.kind == "input" else max(scale, 1.0)
+        return cls(min(scale, 1.0), high, stats.across_samples_var)
 
     def joined(self, other: Band) -> Band:
         """The band of a tensor made of two: the wider of everything."""
@@ -239,15 +242,26 @@ class Flow:
 
     def branch_end(self, add: Site) -> Site | None:
         """The last layer of the residual branch that an addition closes."""
-        sources = self.sources(add)
-        if len(sources) != 2:
+        sums = self.stream_and_branch(add)
+        if sums is None:
             return None
-        first, second = sources
-        branch = first if self.is_upstream(second, first) else second
+        _, branch = sums
         while branch.kind in ("activation", *_PASSED) and self.sources(branch):
             branch = self.sources(branch)[0]
         counts = is_layer(branch) and not looks_up(branch) and self.reads_input[branch.name]
         return branch if counts else None
+
+    def stream_and_branch(self, add: Site) -> tuple[Site, Site] | None:
+        """The two operands of a residual sum, the one first from which the other is computed, be
+        it through a module that passes it on, as a shortcut does."""
+        sources = self.sources(add)
+        if add.kind != "add" or len(sources) != 2:
+            return None
+        first, second = sources
+        start = second
+        while start.kind == "other" and len(self.sources(start)) == 1:
+            start = self.sources(start)[0]
+        return (second, first) if self.is_upstream(start, first) else (first, second)
 
     @cached_property
     def looked_up(self) -> frozenset[str | None]:
@@ -272,9 +286,69 @@ class Flow:
         return self.always_meets(self.is_kept_alive)
 
     def is_kept_alive(self, user: Site, source: Site) -> bool:
-        """Whether this is a residual sum that is not 0 without this operand."""
-        others = (s for s in self.sources(user) if s.name != source.name)
-        return user.kind == "add" and any(s.forward.second_moment > 0 for s in others)
+        """Whether this is a residual sum that is not 0 without this operand, and knows the input
+        if this operand does: embedded positions do not."""
+        return any(
+            other.forward.second_moment > 0
+            and self.reads_input[other.name] >= self.reads_input[source.name]
+            for other in self.beside(source, user)
+        )
+
+    def beside(self, source: Site, user: Site) -> list[Site]:
+        """The other operands of a residual sum: where no layer follows, as in a loss, only a stream
+        that has layers of its own and that this operand reads."""
+        if user.kind != "add":
+            return []
+        others = [other for other in self.sources(user) if other.name != source.name]
+        if self.feeds_layer[user.name]:
+            return others
+        return [s for s in others if self.is_upstream(s, source) and self._has_layers[s.name]]
+
+    @cached_property
+    def let_in(self) -> dict[str, float]:
+        """By name, the share of what differs from sample to sample that residual branches let in:
+        below 1 where the stream knows nothing of the input, as a class token, and the branches
+        begin nearly closed, as by a layer scale."""
+        found: dict[str, float] = {}
+        for site in self.sites:
+            above = [found[s.name] * self._let_in_by(site, s) for s in self.sources(site)]
+            found[site.name] = (max if site.kind == "add" else min)(above, default=1.0)
+        return found
+
+    def _let_in_by(self, site: Site, source: Site) -> float:
+        own, before = site.forward.across_samples_var, source.forward.across_samples_var
+        scales = site.kind == "add" or (site.kind == "other" and self.in_branch[site.name])
+        return min(own / before, 1.0) if scales and own and before else 1.0
+
+    @cached_property
+    def feeds_layer(self) -> dict[str, bool]:
+        """By name, whether a layer is computed from a site: not from the last layers' outputs."""
+        found: dict[str, bool] = {}
+        for site in reversed(self.sites):
+            found[site.name] = any(is_layer(u) or found[u.name] for u in self.users(site))
+        return found
+
+    @cached_property
+    def _has_layers(self) -> dict[str, bool]:
+        """By name, whether a site is a layer or is computed from one."""
+        found: dict[str, bool] = {}
+        for site in self.sites:
+            found[site.name] = is_layer(site) or any(found[s.name] for s in self.sources(site))
+        return found
+
+    @cached_property
+    def idle_norms(self) -> list[Site]:
+        """The batch norms, if all that return something return what they read: their running
+        statistics are still 0 and 1. ε, at most 10⁻³ in use, takes less than a per cent of it."""
+        norms = [s for s in self.sites if s.op in CENTRES and s.forward.second_moment > 0]
+        return norms if all(self._returns_what_it_reads(norm) for norm in norms) else []
+
+    def _returns_what_it_reads(self, norm: Site) -> bool:
+        own, read = norm.forward, [source.forward for source in self.sources(norm)]
+        if len(read) != 1:
+            return False
+        pairs = ((own.second_moment, read[0].second_moment), (own.abs_max, read[0].abs_max))
+        return all(0.99 * before <= after <= before for after, before in pairs)
 
     @cached_property
     def reads_input(self) -> dict[str, bool]:
@@ -306,7 +380,8 @@ class Flow:
         layer of zeros may yet hold it back, or wherever it is seen to. Of two layers of zeros in a
         row (such as all of an attention) neither ever moves.
         """
-        reads_nothing = any(s.forward.second_moment == 0 for s in self.sources(site))
+        sources = self.sources(site)
+        reads_nothing = not sources or any(s.forward.second_moment == 0 for s in sources)
         if site.forward.second_moment != 0 or not self.in_branch[site.name] or reads_nothing:
             return False
         if site.weight is None or site.weight.second_moment > 0:
@@ -315,29 +390,32 @@ class Flow:
         return moves or (site.name in self.closing and site.kind == "affine")
 
     def is_zero_head(self, layer: Site) -> bool:
-        """Whether it is a last layer of zeros, which gets a gradient of its own all the same."""
-        moving = layer.weight_grad is not None and layer.weight_grad.second_moment > 0
+        """Whether it is a last layer of zeros: its own gradient, which is not 0, opens it."""
         zero = layer.weight is not None and layer.weight.second_moment == 0
-        return layer is self.head and moving and zero
+        return zero and self._is_moving_head(layer)
+
+    def _is_moving_head(self, layer: Site) -> bool:
+        return (
+            is_layer(layer)
+            and not self.feeds_layer[layer.name]
+            and (total(layer.weight_grad) or 0) > 0
+        )
 
     @cached_property
-    def small_head(self) -> Site | None:
-        """A last layer whose weights alone are below ``SMALL``, but not 0: its logits are near 0,
-        as they should be, and its own gradient makes it larger before the others need theirs."""
+    def small_heads(self) -> list[Site]:
+        """Last layers of zeros, and those whose weights alone are below ``SMALL``: their outputs
+        are near 0, as logits should be, and their own gradient makes them larger before the others
+        need theirs."""
+        zero = [s for s in self.layers if self.is_zero_head(s)]
         small = [
             s for s in self.layers if 0 < (weight_gain(s) or 0) < SMALL * self.draw(s).gain ** 2
         ]
-        moves = self.head is not None and (total(self.head.weight_grad) or 0) > 0
-        return self.head if moves and small == [self.head] else None
+        return zero + (small if all(map(self._is_moving_head, small)) else [])
 
     @cached_property
     def starts_closed(self) -> list[Site]:
-        """Layers and norms that are 0 so that their residual branch starts closed, and a last layer
-        of zeros beside them, as in Fixup: all of it meant."""
-        closed = [s for s in self.sites if self.is_closed(s) and (is_layer(s) or s.kind == "norm")]
-        if closed and self.head is not None and self.is_zero_head(self.head):
-            closed.append(self.head)
-        return closed
+        """Layers and norms that are 0 so that their residual branch starts closed."""
+        return [s for s in self.sites if self.is_closed(s) and (is_layer(s) or s.kind == "norm")]
 
     # ------------------------------------------------------------ weights
 
@@ -350,11 +428,21 @@ class Flow:
         if omega is not None and abs(math.log(omega)) > math.log(OFF):
             is_first = any(source.kind == "input" for source in sources)
             return draw_before_sine(omega, layer.fan_in or 1, is_first=is_first)
-        if len(sources) == 1 and sources[0].kind == "input":
-            scale = sources[0].forward.second_moment
-            if math.isfinite(scale) and scale > DRIFT:
-                return Draw("lecun_normal", 1 / math.sqrt(scale))
+        scale = self.raw_scale(layer)
+        if scale is not None:
+            return Draw("lecun_normal", 1 / math.sqrt(scale))
         return draw_after(self.activation_read(layer))
+
+    def raw_scale(self, layer: Site) -> float | None:
+        """The mean square of the raw input that a layer reads, if that is large; what it makes of
+        it shows whether the model divides the input first."""
+        sources = self.sources(layer)
+        if len(sources) != 1 or sources[0].kind != "input":
+            return None
+        gain, scale = weight_gain(layer) or 0.0, sources[0].forward.second_moment
+        if layer.kind == "affine" and is_clean(layer) and 0 < gain < math.inf:
+            scale = min(scale, layer.forward.second_moment / gain)
+        return scale if DRIFT < scale < math.inf else None
 
     def omega(self, layer: Site) -> float | None:
         """The ω of the sin(ω·z) that reads this layer; None where there is none, or none is seen.
@@ -409,6 +497,8 @@ class Flow:
         least, most = right_gains(self.activation_read(layer))
         if draw.omega is not None:
             least, most = own, most if draw.position == "first" else own
+        elif self.raw_scale(layer) is not None:
+            least, most = own, own * most
         numel = math.prod(layer.weight_shape or (1,))
         slack = OFF * (1 + CHANCE * math.sqrt(2 / numel))
         hidden = self.hidden[layer.name]
@@ -417,6 +507,11 @@ class Flow:
             on_purpose = gain == 0 or gain >= SMALL * min(own, least) ** 2
             return 0 if may_be_small and on_purpose else -1
         return int(gain > max(own, most) ** 2 * (1 / SMALL if hidden else slack))
+
+    def is_far_off(self, layer: Site) -> bool:
+        """Whether weights are beyond ``SMALL`` of what they should be, which no choice explains."""
+        gain, own = weight_gain(layer), self.draw(layer).gain ** 2
+        return gain is not None and not SMALL * own <= gain <= max(own, 1.0) / SMALL
 
     @cached_property
     def _overweight_bits(self) -> int:
@@ -443,7 +538,7 @@ class Flow:
         for site in self.sites:
             sources = self.sources(site)
             if site.kind in _RESETS or not sources or looks_up(site):
-                found[site.name] = Band.of(site.forward)
+                found[site.name] = Band.of(site)
                 continue
             band = found[sources[0].name]
             for source in sources[1:]:

@@ -22,15 +22,19 @@ from __future__ import annotations
 
 import math
 
-from initlab.diagnosis.flow import SMALL, Flow, is_layer, total, weight_gain
+from initlab.diagnosis.flow import LOST, SMALL, Flow, is_layer, total, weight_gain
 from initlab.tracing import Site
 
 
 def optional(flow: Flow) -> dict[str, bool]:
     """By name, whether every way to the output leads into a residual sum that another operand
-    keeps alive, or into the logits of an attention."""
+    keeps alive, into the logits of an attention, or into a last layer of zeros."""
     return flow.always_meets(
-        lambda user, source: flow.is_kept_alive(user, source) or bool(beside(flow, source, user))
+        lambda user, source: (
+            flow.is_kept_alive(user, source)
+            or bool(beside(flow, source, user))
+            or flow.is_zero_head(user)
+        )
     )
 
 
@@ -40,9 +44,23 @@ def openings(flow: Flow) -> dict[str, float]:
     found: dict[str, float] = {}
     without = optional(flow)
     for site in reversed(flow.sites):
-        ways = [found[user.name] * _share(flow, site, user) for user in flow.users(site)]
-        found[site.name] = max(ways) if ways and without[site.name] else 1.0
+        users = [user for user in flow.users(site) if not _is_dropped(site, user)]
+        ways = [
+            found[user.name] * (_share(flow, site, user) if without[site.name] else 1.0)
+            for user in users
+        ]
+        found[site.name] = max(ways, default=1.0)
     return found
+
+
+def _is_dropped(site: Site, norm: Site) -> bool:
+    """Whether nothing of a gradient that a normalization passes on is this operand's: of what it
+    normalizes, other places are read, such as a class token's. Else it would be that at its output
+    over the scale of its input."""
+    if norm.kind != "norm" or not norm.forward.second_moment > 0:
+        return False
+    passed = _measured(site, norm) * site.forward.second_moment / norm.forward.second_moment
+    return passed < LOST
 
 
 def _share(flow: Flow, site: Site, user: Site) -> float:
@@ -102,6 +120,11 @@ def is_closed_query(flow: Flow, layer: Site) -> bool:
     attention at first, and its own gradient tells its units apart (Yang et al. 2022)."""
     users = flow.users(layer)
     others = [beside(flow, layer, user) for user in users]
-    return bool(users) and all(
-        group and all(other.forward.second_moment > 0 for other in group) for group in others
+    is_zero = layer.weight is not None and layer.weight.second_moment == 0
+    return (
+        bool(users)
+        and is_zero
+        and all(
+            group and all(other.forward.second_moment > 0 for other in group) for group in others
+        )
     )

@@ -141,7 +141,8 @@ def _how(draw: Draw) -> str:
 def _fill(flow: Flow, layer: Site) -> list[str]:
     """Lines for a layer that ``init_`` does not find."""
     if layer.op in _RESET:
-        return [reset(layer)]
+        scale = flow.raw_scale(layer)
+        return [reset(layer), *([] if scale is None else _quiet(layer, scale))]
     parameter = f'model.get_parameter("{layer.parameter}")'
     if layer.op.startswith("embedding"):
         return [f"torch.nn.init.normal_({parameter})"]
@@ -154,6 +155,16 @@ def _fill(flow: Flow, layer: Site) -> list[str]:
     if layer.op == "multi_head_attention" and layer.module:
         lines.append(_init_call(PLAIN, [f"{layer.module}.out_proj"]))
     return lines + (_centre([str(layer.parameter)], _rows(layer)) if draw.centred else [])
+
+
+def _quiet(layer: Site, scale: float) -> list[str]:
+    """Lines that undo the scale of the raw input that a recurrent layer reads."""
+    return [
+        "with torch.no_grad():",
+        f"    for name, weight in {_submodule(layer.module)}.named_parameters():",
+        '        if name.startswith("weight_ih_l0"):',
+        f"            weight.mul_({1 / math.sqrt(scale):.4g})",
+    ]
 
 
 def _assign(layer: Site, values: str) -> list[str]:
