@@ -72,16 +72,14 @@ class _Measured(NamedTuple):
     """A gradient and the sites that it reached as it is: an addition hands its own on."""
 
     tensor: weakref.ref[Tensor]
-    version: int
+    version: float
     records: list[Record]
 
     def is_in(self, gradient: Tensor) -> bool:
         """Whether it lies, as it was, where this one does: it may be a view of it."""
         tensor = self.tensor()
         return (
-            tensor is not None
-            and tensor.is_set_to(gradient)
-            and tensor._version == gradient._version == self.version
+            tensor is not None and tensor.is_set_to(gradient) and _version(tensor) == self.version
         )
 
 
@@ -537,7 +535,7 @@ class Observer(TorchFunctionMode):
             record.backward = last.records[0].backward
             last.records.append(record)
             return
-        last = _Measured(weakref.ref(gradient), gradient._version, [record])
+        last = _Measured(weakref.ref(gradient), _version(gradient), [record])
         self._last_gradient = last
         self._meter.add(gradient.detach(), axis, False, _to_all(last.records, "backward"))
 
@@ -699,6 +697,11 @@ ONE_SAMPLE = "one sample without a batch dimension: nothing varies across sample
 OVERWRITTEN = "a view of what is written to in place: its gradient is not measured"
 HIDDEN = "computed without gradients: not reached"
 SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
+
+
+def _version(tensor: Tensor) -> float:
+    """How often it was written to; made in inference mode it does not tell."""
+    return math.nan if tensor.is_inference() else tensor._version
 
 
 def _role(path: str, module: nn.Module) -> str:
