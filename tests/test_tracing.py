@@ -1125,11 +1125,14 @@ class Failing(nn.Module):
         self.head.bias.requires_grad_(False)
         self.calls = 0
         self.cache = None
+        self.losses, self.seen, self.sizes = [0.5], {"first": 1}, {3}
         self.register_buffer("counter", torch.zeros(3))
         self.norm.eval()
 
     def forward(self, x):
         self.calls += 1
+        self.losses.append(x), self.seen.clear(), self.sizes.add(len(x))
+        self.conv._parameters["weight"] = self.conv._parameters.pop("weight")
         self.counter += 1
         h = F.relu(self.norm(self.conv(x)), inplace=True)
         self.cache = h = self.drop(h).mean(2)
@@ -1174,6 +1177,12 @@ def snapshot(model: nn.Module) -> dict:
         "modes": [m.training for m in model.modules()],
         "hooks": hooks,
         "attributes": [sorted(vars(m)) for m in model.modules()],
+        "contents": [
+            value.copy()
+            for m in model.modules()
+            for value in vars(m).values()
+            if type(value) in (list, set, dict)
+        ],
         "global_hooks": [
             dict(getattr(torch.nn.modules.module, name))
             for name in vars(torch.nn.modules.module)

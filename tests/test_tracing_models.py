@@ -321,6 +321,57 @@ def test_the_users_own_hooks_are_honoured():
     agree(trace(model, x, seed=SEED)["act"], taps["act"], gradients["act"])
 
 
+def _double(gradient: Tensor) -> None:
+    gradient.mul_(2)
+
+
+class Handed(Tapped):
+    """Both operands of the sum get its gradient, the very tensor; the last to be reached first."""
+
+    def __init__(self, write: bool):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.write = write
+
+    def forward(self, x):
+        a, b = self.first(x), self.last(x)
+        if self.write:
+            b.register_hook(_double)
+        return (a + b).tanh()
+
+
+def test_a_gradient_that_is_handed_on_is_measured_once():
+    traced = trace(Handed(write=False), batch(5, 6))
+    assert traced["first"].backward is traced["last"].backward is traced["add"].backward
+    assert traced["add"].backward.var > 0
+
+
+def test_a_gradient_that_is_written_to_on_its_way_is_measured_again():
+    traced = trace(Handed(write=True), batch(5, 6))
+    before, after = traced["last"].backward, traced["first"].backward
+    assert after.second_moment == pytest.approx(4 * before.second_moment)
+
+
+class Inferring(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    @torch.inference_mode()
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+def test_a_backward_of_its_own_may_run_in_inference_mode():
+    class Infers(Handed):
+        def forward(self, x):
+            a, b = self.tap("first", self.first(x)), self.tap("last", self.last(x))
+            return Inferring.apply(self.tap("add", a + b))
+
+    check(Infers(write=False), batch(5, 6))
+
+
 # ---------------------------------------------------------------- compiled and scripted
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.modules.module as module_hooks
@@ -67,6 +68,21 @@ class _Frame:
         self.z: Tensor | None = None
 
 
+class _Measured(NamedTuple):
+    """A gradient and the sites that it reached as it is: an addition hands its own on."""
+
+    tensor: weakref.ref[Tensor]
+    version: float
+    records: list[Record]
+
+    def is_in(self, gradient: Tensor) -> bool:
+        """Whether it lies, as it was, where this one does: it may be a view of it."""
+        tensor = self.tensor()
+        return (
+            tensor is not None and tensor.is_set_to(gradient) and _version(tensor) == self.version
+        )
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is to be measured at each site."""
@@ -99,6 +115,7 @@ class Observer(TorchFunctionMode):
         self._names: dict[str, int] = {}
         self._origins = Origins()
         self._gradients = Gradients()
+        self._last_gradient: _Measured | None = None
         self._writes: dict[Any, bool] = {}
         self._frames = [_Frame("", None, "plain", 0)]
         self._handles: list[Any] = []
@@ -510,10 +527,17 @@ class Observer(TorchFunctionMode):
         # What reaches nothing may be None; outside our pass, the model differentiates on its own.
         if gradient is None or not self.in_backward:
             return
-        if gradient.layout is torch.strided:
-            self._meter.add(gradient.detach(), axis, False, record.receive_backward)
-        else:
+        if gradient.layout is not torch.strided:
             record.backward, record.note = unmeasured(gradient), why_opaque(gradient)
+            return
+        last = self._last_gradient
+        if last is not None and last.is_in(gradient):
+            record.backward = last.records[0].backward
+            last.records.append(record)
+            return
+        last = _Measured(weakref.ref(gradient), _version(gradient), [record])
+        self._last_gradient = last
+        self._meter.add(gradient.detach(), axis, False, _to_all(last.records, "backward"))
 
     def _batch_axis(self, tensor: Tensor) -> int | None:
         """The dimension that holds the samples: batch_dim, or the first where it was folded in."""
@@ -673,6 +697,11 @@ ONE_SAMPLE = "one sample without a batch dimension: nothing varies across sample
 OVERWRITTEN = "a view of what is written to in place: its gradient is not measured"
 HIDDEN = "computed without gradients: not reached"
 SCRIPTED = "compiled by TorchScript: its output is measured, not what happens inside"
+
+
+def _version(tensor: Tensor) -> float:
+    """How often it was written to; made in inference mode it does not tell."""
+    return math.nan if tensor.is_inference() else tensor._version
 
 
 def _role(path: str, module: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Run someone's model and leave no trace of it: everything that was there before is put back.
 
-What is kept, of every submodule: attributes, parameters, buffers, train or eval mode; of every
+What is kept, of every submodule: attributes (of a list, dict or set also what is in it),
+parameters, buffers and their order, train or eval mode; of every
 parameter: its values, ``requires_grad`` and the very ``.grad`` object; and of the process: the
 random number generators of torch, numpy and Python, the grad mode, the default dtype, and the
 deterministic-algorithms, anomaly-detection and attention fast-path switches.
@@ -36,6 +37,12 @@ class Preserved:
             for _, module in self.modules
             if not is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
         ]
+        self._containers = [
+            (value, value.copy())
+            for _, module in self.modules
+            for name, value in vars(module).items()
+            if type(value) in _CONTAINERS and name not in _OF_EVERY_MODULE
+        ]
         self._parameters = [
             (p, p.detach(), _pointer(p), p.requires_grad, p.grad)
             for p in _tensors_of(self.modules, "_parameters")
@@ -45,9 +52,12 @@ class Preserved:
         ]
         self._owners: dict[int, Tensor] | None = None
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hide_gradients(self) -> None:
+        """Take the user's ``.grad`` out of reach of any backward pass inside the model."""
         for parameter, *_, grad in self._parameters:
             if grad is not None:
-                parameter.grad = None  # so that no backward inside the model can reach the user's
+                parameter.grad = None
 
     def before_write(self, tensor: Tensor) -> None:
         """Save the parameter whose memory this tensor shares, if any, before it is written to."""
@@ -68,9 +78,13 @@ class Preserved:
         with torch.no_grad():
             for module, saved in self._modules:
                 present = _attributes(module)
-                if not _are_equal(present, saved):
+                if not (_are_equal(present, saved) and _orders(present) == _orders(saved)):
                     for part, before in zip(present, saved, strict=True):
                         _restore_dict(part, before)
+            for container, saved in self._containers:
+                if not _are_equal(container, saved):
+                    container.clear()
+                    (container.extend if type(container) is list else container.update)(saved)
             for values, saved in self._written.values():
                 values.copy_(saved)
             for parameter, values, pointer, requires_grad, grad in self._parameters:
@@ -82,7 +96,10 @@ class Preserved:
                     parameter.grad = grad
             for buffer, saved, requires_grad in self._buffers:
                 _restore_buffer(buffer, saved, requires_grad)
-        for kept in (self.modules, self._modules, self._parameters, self._buffers, self._written):
+        for kept in (
+            self.modules, self._modules, self._containers, self._parameters, self._buffers,
+            self._written,
+        ):  # fmt: skip
             kept.clear()
 
 
@@ -128,7 +145,12 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _are_equal(present: list[dict[Any, Any]], saved: list[dict[Any, Any]]) -> bool:
+def _orders(parts: list[dict[Any, Any]]) -> list[list[Any]]:
+    """In which order a module has its parameters, buffers and children: optimizers count on it."""
+    return [list(part) for part in parts[1:4]]
+
+
+def _are_equal(present: Any, saved: Any) -> bool:
     """By identity first, so that it costs next to nothing where nothing has changed."""
     try:
         return present == saved
@@ -142,9 +164,14 @@ def _restore_dict(present: dict[Any, Any], saved: dict[Any, Any]) -> None:
     for key, value in saved.items():
         if present.get(key, _MISSING) is not value:
             present[key] = value
+    if list(present) != list(saved):  # what was taken out and put back stands last
+        for key in saved:
+            present[key] = present.pop(key)
 
 
 _MISSING = object()
+_CONTAINERS = (list, dict, set)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _restore_buffer(buffer: Tensor, saved: Tensor, requires_grad: bool) -> None:
@@ -168,7 +195,8 @@ def preserved(model: nn.Module, seed: int) -> Iterator[Preserved]:
     """
     with _turn, uncollected(), _random_state(seed), _switches(), _eager():
         state = Preserved(model)
-        try:
+        try:  # all that changes something lies inside, as an interrupt may come anywhere
+            state.hide_gradients()
             yield state
         finally:
             state.restore()
@@ -182,13 +210,13 @@ def _random_state(seed: int) -> Iterator[None]:
     saved_cuda = torch.cuda.get_rng_state_all() if cuda else []
     saved_python = random.getstate()
     saved_numpy = numpy.random.get_state() if numpy else None
-    torch.default_generator.manual_seed(seed)
-    for generator in torch.cuda.default_generators if cuda else ():
-        generator.manual_seed(seed)
-    random.seed(seed)
-    if numpy:
-        numpy.random.seed(seed % 2**32)
     try:
+        torch.default_generator.manual_seed(seed)
+        for generator in torch.cuda.default_generators if cuda else ():
+            generator.manual_seed(seed)
+        random.seed(seed)
+        if numpy:
+            numpy.random.seed(seed % 2**32)
         yield
     finally:
         torch.set_rng_state(saved)
@@ -206,8 +234,8 @@ def uncollected() -> Iterator[None]:
     In a notebook, where it has much to go through, one run takes up to 100 ms.
     """
     collecting = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if collecting:
@@ -225,9 +253,8 @@ def _switches() -> Iterator[None]:
     )
     anomaly = (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    if fast_path:
-        torch.backends.mha.set_fastpath_enabled(False)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.set_grad_enabled(grad_mode)

@@ -42,9 +42,6 @@ class Record:
     def receive_forward(self, stats: Stats, zeros: float | None) -> None:
         self.forward, self.zero_fraction = stats, zeros
 
-    def receive_backward(self, stats: Stats, zeros: float | None) -> None:
-        self.backward = stats
-
     def receive_weight(self, stats: Stats, zeros: float | None) -> None:
         self.weight = stats
 
