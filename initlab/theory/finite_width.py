@@ -346,6 +346,23 @@ class Layer:
             return 0.0
         return _curvature(self.phi, round(math.log(self.q) * _KNOTS))
 
+    def gap_response(self, at_small: float) -> tuple[float, float]:
+        """What scattered lengths do to the gap E (φ(u) − φ(v))²/2 at the mean-field correlation:
+        its change per ln q, which at a small gap is 1 + ``at_small``, and its ``curvature``."""
+        if self.phi.homogeneous:
+            return 1.0 + at_small, 0.0
+        middle = round(min(max(math.log(self.q), -300.0), 300.0) * _KNOTS)
+        knots, c = (middle - 1, middle, middle + 1), 1 - self.decorrelation
+        slopes = [_log_moment_at(self.phi, "derivative_second_moment", knot) for knot in knots]
+        gaps = [_pair_series(self.phi, math.exp(knot / _KNOTS)).gap(c) for knot in knots]
+        if min(gaps) > 1e-9:
+            squares = [_log_moment_at(self.phi, "second_moment", knot) for knot in knots]
+            logs = [square + math.log(gap) for square, gap in zip(squares, gaps, strict=True)]
+        else:  # q·E φ'², up to a factor
+            logs = [slope + knot / _KNOTS for slope, knot in zip(slopes, knots, strict=True)]
+        above_slopes = (logs[2] - logs[0] - slopes[2] + slopes[0]) * _KNOTS / 2
+        return above_slopes + at_small, _bend(*logs)
+
 
 _KNOTS = 8  # per e-fold of q: what networks share, all of it smooth on a scale of 1
 
@@ -376,6 +393,11 @@ def _curvature(phi: Activation, knot: int) -> float:
     low, here, high = (
         _log_moment_at(phi, "second_moment", at) for at in (knot - 1, knot, knot + 1)
     )
+    return _bend(low, here, high)
+
+
+def _bend(low: float, here: float, high: float) -> float:
+    """q²·f''/f from ln f at three knots."""
     slope = (high - low) * _KNOTS / 2
     return (high - 2 * here + low) * _KNOTS**2 + slope**2 - slope
 
@@ -407,6 +429,10 @@ class PairSeries:
     def at(self, c: float) -> list[list[float]]:
         """E f(u)g(v) at correlation c, for every f and g."""
         return (self._at_one if c == 1 else self._terms @ c**_POWERS).tolist()
+
+    def gap(self, c: float) -> float:
+        """1 − E φ(u)φ(v)/E φ² at correlation c."""
+        return float(self._terms[_VALUE, _VALUE] @ (1 - c**_POWERS))
 
     def over_angles(self, decorrelation: float, angle: float) -> list[list[float]]:
         """The mean over correlations whose mean square distance from 1 − decorrelation is angle."""
@@ -632,27 +658,73 @@ def parted(
         masked: the share of the gap behind the layer that dropout makes.
         passed: d ln q of the next layer over d ln q.
     """
-    moments = layer.phi.moments(layer.q)
-    n, kept, rank = layer.width, 1 - masked, 2 * gap.concentrated
-    of_gap = max(slopes.shared * (1 + rank) - 1 - layer.rigid * rank, 0.0) / n
-    of_both = (layer.two[_SQUARE][_SLOPE_SQUARE] - 1) / n
-    of_length = max(layer.shared(lengths)[_SQUARE][_SQUARE] - 1, 0.0) / n
+    moments, n, kept = layer.phi.moments(layer.q), layer.width, 1 - masked
+    grown = layer.q * moments.slope / max(moments.second_moment, 1e-300)  # d ln E φ² / d ln q
+    share = passed / grown if grown else 0.0  # of the next layer's variance, the rest is the bias
+    longer, curvature = layer.gap_response(response)
+    of_gap, of_both, of_length = _fresh(gap, lengths, layer, slopes, carried, longer, grown)
     fresh = kept**2 * of_gap + 2 * kept * masked * of_both + masked**2 * of_length
     if masked:
         masks = layer.one[_SQUARE][_SQUARE] * layer.keep / (1 - layer.keep)
         fresh += masked**2 * masks / (n * gap.batch_size)
-    grown = layer.q * moments.slope / max(moments.second_moment, 1e-300)  # d ln E φ² / d ln q
-    share = passed / grown if grown else 0.0  # of the next layer's variance, the rest is the bias
-    by_gap, by_length = kept * carried, kept * (1 - carried + response) + masked * grown
+    by_gap, by_length = kept * carried, kept * (longer - carried) + masked * grown
+    mean_length = lengths.pair + lengths.own / gap.batch_size
     fresh = math.log1p(max(fresh, 0.0))
     single = by_gap**2 * gap.single + 2 * by_gap * by_length * gap.both
-    single = max(single + by_length**2 * lengths.pair + fresh, 0.0)
-    both = passed * (by_gap * gap.both + by_length * lengths.pair)
+    single = max(single + by_length**2 * mean_length + fresh, 0.0)
+    both = passed * (by_gap * gap.both + by_length * mean_length)
     both += share * (kept * of_both + masked * of_length)
+    shift = by_gap * gap.shift + by_length * lengths.shift
     return GapScatter(
         gap.batch_size,
         min(carried**2 * gap.alike + slopes.shared * (1 - gap.alike) ** 2 / n, 1.0),
         single,
         both,
-        by_gap * gap.shift + by_length * lengths.shift - fresh / 2,
+        shift
+        + _moved(lengths, layer, longer, kept * curvature + masked * layer.curvature)
+        - fresh / 2,
     )
+
+
+def _moved(lengths: Scatter, layer: Layer, longer: float, bend: float) -> float:
+    """By how much the mean gap moves, in logarithms, with what scatters where it bends.
+
+    The Gram matrix of a Gaussian layer scatters, and moves a mean, as if all of it were longer by
+    one factor of variance 2/n; orthogonal weights keep it. Of what it reads scatter the samples'
+    own lengths: as much as in a Gaussian layer of fewer or more units. That moves all of ``bend``
+    where samples are independent, and where they are alike what stretches their distance.
+    """
+    apart, n = min(max(layer.decorrelation, 1e-9), 1.0), layer.width
+    of_own = apart * bend + (1 - apart) * 2 * (longer - 1)
+    return of_own * min(lengths.own / (2 * apart * (2 - apart)), 1 / n) - bend * layer.rigid / n
+
+
+def _fresh(
+    gap: GapScatter,
+    lengths: Scatter,
+    layer: Layer,
+    slopes: SlopeScatter,
+    carried: float,
+    longer: float,
+    grown: float,
+) -> tuple[float, float, float]:
+    """What a layer adds to the relative variances of the mean gap and of E φ², and between them.
+
+    Exact where samples are nearly alike and where they are independent, and between the two in
+    proportion. Of all the Gram matrix of a Gaussian layer that the mean gap follows, orthogonal
+    weights add none: the part across what the samples share, and the part along it.
+    """
+    apart, size = min(layer.decorrelation, 1.0), gap.batch_size
+    c, kurtosis = 1 - layer.decorrelation, layer.one[_SQUARE][_SQUARE]
+    across, along = longer * (1 - c) + c * carried, c * (longer - carried)
+    near, rigid, rank = (1 - apart) * slopes.shared, 2 * layer.rigid, gap.concentrated
+    of_gap = near + apart * layer.two[_SLOPE_SQUARE][_SLOPE_SQUARE] - 1
+    of_gap += 2 * gap.alike * (near + apart * across**2)
+    of_gap += (1 - gap.alike) / size * (2 * near + apart * (kurtosis - 1))
+    of_gap -= rigid * (across**2 * rank + along**2)
+    of_both = layer.two[_SQUARE][_SLOPE_SQUARE] - 1
+    of_both += apart * (2 * gap.alike * across * grown + (1 - gap.alike) / size * (kurtosis - 1))
+    of_both -= rigid * grown * (c * along + (1 - c) * across * rank)
+    of_length = layer.shared(lengths)[_SQUARE][_SQUARE] - 1
+    of_length -= rigid * grown**2 * lengths.cosine_square(layer.decorrelation)
+    return max(of_gap, 0.0) / layer.width, of_both / layer.width, max(of_length, 0.0) / layer.width

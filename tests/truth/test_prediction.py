@@ -127,6 +127,8 @@ SAMPLE = [
     {"activation": "celu", "data": "digits", "architecture": "cnn", "scheme": "orthogonal"},
     {"activation": "selu", "data": "noise", "scheme": "siren", "bias": "normal", "bias_std": 0.3,
      "depth": 2},
+    {"activation": "tanh", "data": "noise", "scheme": "orthogonal"},
+    {"activation": "hardtanh", "data": "noise", "scheme": "orthogonal"},
 ]  # fmt: skip
 POOLED = 18
 
@@ -318,7 +320,7 @@ def test_the_band_covers_most_draws_of_each_case(index, width):
 
 @pytest.mark.parametrize("band", BANDS)
 def test_the_band_covers_95_percent_over_all_cases(band):
-    """The seeds of each case and width are 880 draws: the share of them inside has a standard error
+    """The seeds of each case and width are 960 draws: the share of them inside has a standard error
     of 0.8 % for independent ones, and theory is of first order in 1/n."""
     inside = [
         (np.abs(logs(index, width)[band][0]) <= 1).mean()
