@@ -347,8 +347,9 @@ class Flow:
         own, read = norm.forward, [source.forward for source in self.sources(norm)]
         if len(read) != 1:
             return False
-        pairs = ((own.second_moment, read[0].second_moment), (own.abs_max, read[0].abs_max))
-        return all(0.99 * before <= after <= before for after, before in pairs)
+        before, after = read[0].second_moment, own.second_moment
+        most, most_after = read[0].abs_max or 0.0, own.abs_max or 0.0  # of all statistics
+        return 0.99 * before <= after <= before and 0.99 * most <= most_after <= most
 
     @cached_property
     def reads_input(self) -> dict[str, bool]:

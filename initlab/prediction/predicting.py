@@ -67,6 +67,11 @@ _UNCENTRED = (
 
 _NO_BAND = "No band is drawn of the variance across samples: it is for weights of mean 0."
 
+_MASKED = (
+    "No theory is drawn of the variance across samples: dropout's masks vary the sums that weights "
+    "of nonzero mean see."
+)
+
 _NO_IMAGE_BAND = "No band is drawn: of images it is for weights of mean 0."
 
 _FEW_PASS = (
@@ -219,6 +224,8 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
     phi = activation(experiment.activation)
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
         rows = _follow(experiment, layers, phi, band)
+    if _masks_vary(layers):
+        rows = [replace(row, forward=_not_across(row.forward)) for row in rows]
     sites = tuple(_sites(experiment, rows))
     unsaid = _unsaid(experiment, layers)
     return Prediction(sites, "", experiment.batch_size, not _moved(layers), unsaid)
@@ -248,6 +255,8 @@ def _unsaid(experiment: Predictable, layers: Sequence[Affine]) -> dict[str, str]
         sentences |= {"var": _UNCENTRED}
     if summed:
         sentences |= {"band": _NO_IMAGE_BAND} if image else {"across_samples_var band": _NO_BAND}
+    if _masks_vary(layers):
+        sentences |= {"across_samples_var": _MASKED}
     return sentences
 
 
@@ -259,6 +268,11 @@ def _moved(layers: Sequence[Affine]) -> bool:
 def _summed(layers: Sequence[Affine]) -> bool:
     """Whether weights of nonzero mean see what the units of a layer add up to."""
     return any(layer.mean for layer in layers)
+
+
+def _masks_vary(layers: Sequence[Affine]) -> bool:
+    """Whether what tells samples apart is what dropout does to the sums of a finite layer."""
+    return any(above.mean and below.keep < 1 for below, above in pairwise(layers))
 
 
 def _layers(experiment: Predictable, chosen: Scheme, gain: float, bias: Any) -> list[Affine]:
@@ -408,6 +422,10 @@ def _part(draws: Sequence[Draw], size: int) -> bool:
     return not all(_has_law(each.batch_law(size)) for each in lengths if each)
 
 
+def _not_across(stats: PredictedStats | None) -> PredictedStats | None:
+    return stats and replace(stats, across_samples_var=None, across_low=None, across_high=None)
+
+
 def _input_row(
     signal: Signal,
     gradient: Gradient | None,
@@ -506,7 +524,7 @@ def _has_law(law: LengthLaw) -> bool:
 
 
 def _more(ln: float) -> float:
-    return math.expm1(min(max(ln, 0.0), 600.0))
+    return math.expm1(min(max(ln, 0.0), 300.0))
 
 
 def _interval(mean: float, law: LengthLaw, lone: float) -> tuple[float, float]:
