@@ -49,15 +49,16 @@ def non_finite(flow: Flow) -> Iterator[Finding]:
             )  # fmt: skip
         elif site.forward.nonfinite and all(map(is_clean, flow.sources(site))):
             yield _not_finite_here(flow, site)
-    for site in reversed(flow.sites):
-        if site.backward is not None and site.backward.nonfinite and is_clean(site):
-            yield _gradient_not_finite(flow, site)
     loss = flow.trace.loss
     if loss is not None and not math.isfinite(loss) and is_clean(flow.sites[-1]):
         yield Finding(
             "non_finite", flow.sites[-1].name, f"The loss is {loss}, though the output is finite.",
-            "Look at the loss function: a logarithm of 0, a division by an empty batch.", "",
+            "Look at the target for numbers that are not finite, and at the loss function: a "
+            "logarithm of 0, a division by an empty batch.", "",
         )  # fmt: skip
+    for site in reversed(flow.sites):
+        if site.backward is not None and site.backward.nonfinite and is_clean(site):
+            yield _gradient_not_finite(flow, site)
 
 
 def _gradient_not_finite(flow: Flow, site: Site) -> Finding:
