@@ -336,6 +336,15 @@ def test_an_explosion_explains_the_overflow_and_the_loss_that_follow():
     assert "non_finite" in diagnosis.faults
 
 
+def test_a_signal_that_first_explodes_and_then_dies_is_no_reason_to_fail():
+    """As after steps that were too large: 10³⁸ in front of units that are all dead."""
+    model = he_mlp()
+    with torch.no_grad():
+        model[0].weight.mul_(1e18)
+        model[2].weight.copy_(-model[2].weight.abs())
+    assert not diagnose(trace(model, features(), target=classes())).healthy
+
+
 def test_a_wrong_loss_is_the_heads_only_where_the_signal_before_it_is_right():
     model = he_mlp()
     model[-1].weight.data.mul_(40)

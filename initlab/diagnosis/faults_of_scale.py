@@ -260,7 +260,8 @@ def _onset(
     values = [measure(each) for each in (before or at, *run)]
     if not all(map(math.isfinite, values)):
         return run[0]
-    steps = [abs(math.log(max(b, _TINY) / max(a, _TINY))) for a, b in pairwise(values)]
+    logs = [math.log(max(value, _TINY)) for value in values]
+    steps = [abs(b - a) for a, b in pairwise(logs)]
     largest = max(steps)
     return run[steps.index(largest)] if largest > 2 * (sum(steps) - largest) else run[0]
 
