@@ -134,6 +134,120 @@ def test_positions_that_are_equal_for_all_samples_are_no_rank_collapse():
     assert diagnose(trace(Transformer(), tokens, target=tokens, geometry=True)).healthy
 
 
+class Siamese(nn.Module):
+    """Two calls of one network and a loss with a hinge, as for contrastive learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = he_mlp(4)
+
+    def forward(self, a, b, same):
+        apart = F.pairwise_distance(self.net(a), self.net(b))
+        return (same * apart**2 + (1 - same) * F.relu(1 - apart) ** 2).mean()
+
+
+def test_a_hinge_in_a_loss_has_no_dead_units_and_its_sum_is_no_residual_stream():
+    model, inputs = Siamese(), (features(), features(seed=1), torch.ones(32))
+    inputs[2][:16] = 0
+    assert trace(model, *inputs).select(kind="activation")[-1].dead_fraction > 0.5
+    assert diagnose(trace(model, *inputs)).healthy
+    with torch.no_grad():
+        model.net[4].weight.mul_(1e-5)
+    assert "vanishing_activations" in diagnose(trace(model, *inputs)).faults
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid, nn.Tanh, nn.Softplus])
+def test_an_output_that_is_mostly_bias_is_no_rank_collapse(end):
+    model = nn.Sequential(he_mlp(3), end())
+    with torch.no_grad():
+        model[0][-1].weight.mul_(3e-3)
+        model[0][-1].bias.fill_(0.5)
+    assert diagnose(trace(model, features(), geometry=True)).healthy
+
+
+class Recurrence(nn.Module):
+    """h = tanh(W x + U h) from a state of zeros: U adds 0 to the first sum, and is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h, self.head = (
+            nn.Linear(8, 32),
+            nn.Linear(32, 32, bias=False),
+            nn.Linear(32, 4),
+        )
+        nn.init.orthogonal_(self.h.weight)
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 32)
+        for step in x.unbind(1):
+            h = torch.tanh(self.x(step) + self.h(h))
+        return self.head(h)
+
+
+def test_a_recurrence_that_starts_from_zeros_has_no_closed_branch():
+    diagnosis = diagnose(trace(Recurrence(), features().view(32, 4, 8)))
+    assert diagnosis.healthy
+    assert diagnosis.notes == ()
+
+
+class ClassToken(nn.Module):
+    """A class token that learns of the other places through branches with a layer scale."""
+
+    def __init__(self, scale: float, width: int = 32) -> None:
+        super().__init__()
+        self.token, self.scale = nn.Parameter(torch.randn(1, 1, width)), scale
+        self.attentions = nn.ModuleList(
+            nn.ModuleDict(
+                {name: nn.Linear(width, width) for name in ("query", "key", "value", "out")}
+            )
+            for _ in range(2)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        for layers in self.attentions:
+            h = F.layer_norm(x, x.shape[-1:])
+            q, k, v = (layers[name](h) for name in ("query", "key", "value"))
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            x = x + self.scale * layers["out"](mixed)
+        return self.head(self.norm(x)[:, 0])
+
+
+def test_a_class_token_learns_of_its_input_through_a_layer_scale():
+    x = torch.randn(32, 6, 32)
+    seen = trace(ClassToken(1e-5), x, target=classes(), geometry=True)
+    assert seen["head"].forward.across_samples_var < 1e-8
+    assert diagnose(seen).healthy
+    model = ClassToken(1.0)
+    with torch.no_grad():
+        for layers in model.attentions:
+            layers["value"].weight.mul_(1e-5)
+    assert "vanishing_activations" in diagnose(trace(model, x, target=classes())).faults
+
+
+def test_a_small_codebook_does_not_make_biases_dominate():
+    """As of a VQ model: entries U(±1/K), read by a layer with torch's own biases."""
+    model = nn.Sequential(nn.Embedding(27, 4), nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 27))
+    nn.init.uniform_(model[0].weight, -1 / 256, 1 / 256)
+    tokens = torch.randint(0, 27, (64, 8))
+    assert "bias_dominated" not in diagnose(trace(model, tokens, target=tokens)).faults
+    nn.init.constant_(model[1].bias, 5.0)
+    assert "bias_dominated" in diagnose(trace(model, tokens, target=tokens)).faults
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_scales_are_not_judged_where_batch_norms_are_idle_in_eval_mode(scale):
+    layers = [(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Tanh()) for _ in range(6)]
+    model, x = nn.Sequential(*(each for three in layers for each in three)), features()
+    for linear, *_ in layers:
+        nn.init.normal_(linear.weight, std=scale / 32**0.5)
+    diagnosis = diagnose(trace(model.eval(), x))
+    assert "model.train() first" in str(diagnosis)
+    assert diagnosis.healthy
+    assert "model.train()" not in str(diagnose(trace(model.train(), x)))
+
+
 # ---- cause and consequence
 
 
@@ -222,6 +336,15 @@ def test_an_explosion_explains_the_overflow_and_the_loss_that_follow():
     assert "non_finite" in diagnosis.faults
 
 
+def test_a_signal_that_first_explodes_and_then_dies_is_no_reason_to_fail():
+    """As after steps that were too large: 10³⁸ in front of units that are all dead."""
+    model = he_mlp()
+    with torch.no_grad():
+        model[0].weight.mul_(1e18)
+        model[2].weight.copy_(-model[2].weight.abs())
+    assert not diagnose(trace(model, features(), target=classes())).healthy
+
+
 def test_a_wrong_loss_is_the_heads_only_where_the_signal_before_it_is_right():
     model = he_mlp()
     model[-1].weight.data.mul_(40)
@@ -269,6 +392,101 @@ def test_a_normalized_network_too_deep_for_its_gradients_gets_advice_but_no_code
     assert "residual connections" in cause.remedy
 
 
+@pytest.mark.parametrize("fill", [5.0, -10.0])
+def test_biases_of_all_layers_are_cured_at_once(fill):
+    model = he_mlp()
+    for layer in model[:-1:2]:
+        nn.init.constant_(layer.bias, fill)
+    diagnosis = diagnose(trace(model, features(), target=classes()))
+    assert diagnosis.causes[0].where == "0"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, features(), target=classes())).healthy
+
+
+def test_a_loss_that_a_bias_makes_wrong_is_cured_at_the_bias():
+    model = he_mlp()
+    model[-1].bias.data[0] = 30
+    weight = model[-1].weight.clone()
+    (cause,) = diagnose(trace(model, features(), target=classes() % 9 + 1)).causes
+    assert (cause.fault, cause.where) == ("wrong_initial_loss", "12")
+    exec(cause.code, {"model": model})
+    assert torch.equal(model[-1].weight, weight)
+    assert diagnose(trace(model, features(), target=classes())).healthy
+
+
+def test_inputs_that_no_one_scaled_are_wild_and_the_first_layer_undoes_their_scale():
+    model, x = he_mlp(), torch.randint(0, 256, (32, 32)).float()
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert (diagnosis.causes[0].fault, diagnosis.causes[0].where) == ("exploding_activations", "0")
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
+
+
+def test_inputs_that_the_model_divides_itself_are_as_large_as_it_makes_them():
+    class Divides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = he_mlp()
+
+        def forward(self, x):
+            return self.net(x / 255)
+
+    model, x = Divides(), torch.randint(0, 256, (32, 32)).float()
+    assert diagnose(trace(model, x, target=classes())).healthy
+    with torch.no_grad():
+        model.net[0].weight.mul_(100)
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_gates_that_their_hidden_weights_saturate_are_found(kind):
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = kind(8, 64, batch_first=True), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    model, x = Reader(), features().view(32, 4, 8)
+    assert diagnose(trace(model, x, target=classes())).healthy
+    for weight in model.rnn.parameters():
+        weight.data.mul_(30)
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert (diagnosis.causes[0].fault, diagnosis.causes[0].where) == ("saturation", "rnn")
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
+
+
+def test_a_recurrence_that_reads_raw_numbers_is_drawn_for_their_scale():
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.RNN(8, 64, batch_first=True), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    model, x = Reader(), 255 * torch.rand(32, 4, 8)
+    diagnosis = diagnose(trace(model, x, target=classes()))
+    assert diagnosis.faults[0] == "saturation"
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, x, target=classes())).healthy
+
+
+def test_tables_of_zeros_that_tell_the_tokens_are_drawn_and_not_taken_for_a_closed_branch():
+    model, tokens = Transformer(tied=0.02), torch.randint(0, 27, (16, 12))
+    for layer in (model.tokens, *(each for block in model.blocks for each in block.modules())):
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            nn.init.zeros_(layer.weight)
+    diagnosis = diagnose(trace(model, tokens, target=tokens, geometry=True))
+    assert (diagnosis.causes[0].fault, diagnosis.causes[0].where) == ("symmetry", "tokens")
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, tokens, target=tokens, geometry=True)).healthy
+
+
 # ---- where numbers stop being numbers
 
 
@@ -279,9 +497,20 @@ def test_bad_data_are_the_datas_fault():
     assert (cause.fault, cause.where) == ("non_finite", "input")
 
 
+def test_all_weights_that_are_not_finite_are_drawn_at_once():
+    model = he_mlp()
+    for layer in (model[2], model[6]):
+        layer.weight.data[0, 0] = math.nan
+    diagnosis = diagnose(trace(model, features(), target=classes()))
+    assert (diagnosis.causes[0].fault, diagnosis.causes[0].where) == ("non_finite", "2")
+    exec(diagnosis.code, {"model": model})
+    assert diagnose(trace(model, features(), target=classes())).healthy
+
+
 def test_a_bad_target_is_the_losss_fault():
     diagnosis = diagnose(trace(he_mlp(), features(), target=torch.full((32, 10), math.nan)))
     assert diagnosis.findings[0].fault == "non_finite"
+    assert "Look at the target" in diagnosis.findings[0].remedy
 
 
 def test_a_gradient_that_is_not_finite_is_found_where_it_arises():
@@ -312,6 +541,16 @@ def test_what_the_trace_does_not_say_is_listed_as_not_checked():
         assert word in listed
     (_, _, reason) = diagnose(trace(he_mlp(), features(1))).not_checked
     assert "one sample" in reason
+
+
+def test_a_softmax_before_cross_entropy_is_said_to_hide_the_loss():
+    model = nn.Sequential(he_mlp(3), nn.Softmax(-1))
+    assert "leave the softmax out" in str(diagnose(trace(model, features(), target=classes())))
+
+
+def test_weights_that_are_all_frozen_are_said_not_to_be_checked():
+    model = he_mlp(3).requires_grad_(False)
+    assert "none of them gets a gradient" in str(diagnose(trace(model, features())))
 
 
 def test_layers_that_the_gradient_does_not_reach_are_listed():

@@ -184,6 +184,8 @@ def _not_checked(flow: Flow) -> Iterator[str]:
         missed = [layer.name for layer in flow.layers if layer.reached is False]
         if missed:
             yield f"gradients of {', '.join(missed)}: not reached (detached, frozen or unused)."
+        if flow.layers and all(layer.weight_grad is None for layer in flow.layers):
+            yield "the steps of the weights: none of them gets a gradient (frozen, or unused)."
     if flow.idle_norms:
         yield (
             "the scale of signal and gradient, but for weights that are far off: batch norms such "

@@ -49,15 +49,16 @@ def non_finite(flow: Flow) -> Iterator[Finding]:
             )  # fmt: skip
         elif site.forward.nonfinite and all(map(is_clean, flow.sources(site))):
             yield _not_finite_here(flow, site)
-    for site in reversed(flow.sites):
-        if site.backward is not None and site.backward.nonfinite and is_clean(site):
-            yield _gradient_not_finite(flow, site)
     loss = flow.trace.loss
     if loss is not None and not math.isfinite(loss) and is_clean(flow.sites[-1]):
         yield Finding(
             "non_finite", flow.sites[-1].name, f"The loss is {loss}, though the output is finite.",
-            "Look at the loss function: a logarithm of 0, a division by an empty batch.", "",
+            "Look at the target for numbers that are not finite, and at the loss function: a "
+            "logarithm of 0, a division by an empty batch.", "",
         )  # fmt: skip
+    for site in reversed(flow.sites):
+        if site.backward is not None and site.backward.nonfinite and is_clean(site):
+            yield _gradient_not_finite(flow, site)
 
 
 def _gradient_not_finite(flow: Flow, site: Site) -> Finding:
@@ -259,7 +260,8 @@ def _onset(
     values = [measure(each) for each in (before or at, *run)]
     if not all(map(math.isfinite, values)):
         return run[0]
-    steps = [abs(math.log(max(b, _TINY) / max(a, _TINY))) for a, b in pairwise(values)]
+    logs = [math.log(max(value, _TINY)) for value in values]
+    steps = [abs(b - a) for a, b in pairwise(logs)]
     largest = max(steps)
     return run[steps.index(largest)] if largest > 2 * (sum(steps) - largest) else run[0]
 

@@ -58,7 +58,7 @@ def symmetry(flow: Flow) -> Iterator[Finding]:
                 flow, layer,
                 f"All {layer.weight.numel:,} weights are {value}: every unit computes the same.",
             )  # fmt: skip
-        elif _is_uniform(layer):
+        elif _is_uniform(layer) and any(s.forward.second_moment > 0 for s in flow.sources(layer)):
             yield _symmetric(
                 flow, layer,
                 f"Its units differ by a variance of {figure(layer.forward.across_units_var or 0)} "
@@ -242,7 +242,7 @@ def _saturated_gates() -> float:
     """E z² of Gaussian z that saturate a sigmoid to the limit.
 
     >>> round(_saturated_gates())
-    19
+    18
     """
     sigmoid = ACTIVATIONS["sigmoid"]
     assert sigmoid.tails is not None
@@ -326,7 +326,7 @@ def _rank_beside_a_mean(rank: float, apart: float) -> float:
     square this share varies: one singular value √(1 − apart), the others √(apart/rank).
 
     >>> round(_rank_beside_a_mean(16.0, 1.0), 1), round(_rank_beside_a_mean(16.0, 1e-3), 1)
-    (16.0, 2.0)
+    (16.0, 1.9)
     """
     if rank <= 0 or not 0 < apart <= 1:
         return rank

@@ -306,19 +306,19 @@ class Flow:
 
     @cached_property
     def let_in(self) -> dict[str, float]:
-        """By name, the share of what differs from sample to sample that residual branches let in:
-        below 1 where the stream knows nothing of the input, as a class token, and the branches
-        begin nearly closed, as by a layer scale."""
+        """By name, the share of what other places know that attention lets into a place: all that a
+        class token learns of its input. Below 1 where the residual branches begin nearly closed, as
+        by a layer scale; 1 as well where nothing joins the places."""
         found: dict[str, float] = {}
         for site in self.sites:
-            above = [found[s.name] * self._let_in_by(site, s) for s in self.sources(site)]
-            found[site.name] = (max if site.kind == "add" else min)(above, default=1.0)
-        return found
+            above = (found[s.name] * self._let_in_by(site, s) for s in self.sources(site))
+            joins = site.kind in ("attention", "recurrent") or site.op.lower() == "softmax"
+            found[site.name] = 1.0 if joins else max(above, default=0.0)
+        return {name: share or 1.0 for name, share in found.items()}
 
     def _let_in_by(self, site: Site, source: Site) -> float:
-        own, before = site.forward.across_samples_var, source.forward.across_samples_var
         scales = site.kind == "add" or (site.kind == "other" and self.in_branch[site.name])
-        return min(own / before, 1.0) if scales and own and before else 1.0
+        return passed_back(source, site) if scales else 1.0  # a factor scales both directions
 
     @cached_property
     def feeds_layer(self) -> dict[str, bool]:
@@ -639,6 +639,14 @@ def total(stats: Stats | None) -> float | None:
     Weights of variance 1/fan_in keep it on the way back, whatever the widths.
     """
     return None if stats is None else stats.second_moment * stats.numel
+
+
+def passed_back(source: Site, user: Site) -> float:
+    """The share of the sum of squares of a site's gradient that this operand gets; 1 if unknown."""
+    own, whole = total(source.backward), total(user.backward)
+    if not own or not whole or not math.isfinite(own / whole):
+        return 1.0
+    return min(own / whole, 1.0)
 
 
 def is_clean(site: Site) -> bool:

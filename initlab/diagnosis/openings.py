@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 
-from initlab.diagnosis.flow import LOST, SMALL, Flow, is_layer, total, weight_gain
+from initlab.diagnosis.flow import LOST, SMALL, Flow, is_layer, passed_back, weight_gain
 from initlab.tracing import Site
 
 
@@ -59,7 +59,7 @@ def _is_dropped(site: Site, norm: Site) -> bool:
     over the scale of its input."""
     if norm.kind != "norm" or not norm.forward.second_moment > 0:
         return False
-    passed = _measured(site, norm) * site.forward.second_moment / norm.forward.second_moment
+    passed = passed_back(site, norm) * site.forward.second_moment / norm.forward.second_moment
     return passed < LOST
 
 
@@ -69,19 +69,12 @@ def _share(flow: Flow, site: Site, user: Site) -> float:
     if not all(_is_sane(flow, other) for other in operands):
         return 1.0
     if (operands and user.kind == "attention") or user.kind in ("add", "other"):
-        return _measured(site, user)
+        return passed_back(site, user)
     if user.kind != "affine" or not is_layer(user):
         return 1.0
     passed = passes(user)
     by_weights = passed if passed >= SMALL else 1.0
-    return by_weights * (min(_measured(site, user) / passed, 1.0) if operands and passed else 1.0)
-
-
-def _measured(site: Site, user: Site) -> float:
-    own, summed = total(site.backward), total(user.backward)
-    if not own or not summed or not math.isfinite(own / summed):
-        return 1.0
-    return min(own / summed, 1.0)
+    return by_weights * (min(passed_back(site, user) / passed, 1.0) if operands and passed else 1.0)
 
 
 def passes(layer: Site) -> float:
