@@ -1,5 +1,6 @@
 import copy
 import html
+import threading
 import time
 
 import pytest
@@ -473,6 +474,28 @@ def test_a_model_that_takes_long_leaves_the_controls_alone_and_can_be_stopped():
     wait_for(lambda: is_idle(explorer))
     assert explorer.status.startswith("A copy with kaiming_normal")
     assert not explorer.live.dimmed
+
+
+def test_stop_says_that_it_waits_for_the_operation_that_is_running():
+    running, done = threading.Event(), threading.Event()
+
+    class Long(nn.Linear):
+        def forward(self, x):
+            running.set()
+            assert done.wait(30)
+            return super().forward(x)
+
+    done.set()
+    explorer = ModelExplorer(nn.Sequential(Long(16, 16), nn.ReLU()), torch.randn(8, 16))
+    explorer.timing["compute"] = 2e3  # as after a first look that took long
+    done.clear(), running.clear()
+    explorer.controls["scheme"].value = "kaiming_normal"
+    assert running.wait(30)
+    explorer._stop.click()
+    assert "Stopping after the operation" in explorer._status.value  # "status" would wait
+    done.set()
+    wait_for(lambda: is_idle(explorer))
+    assert explorer.status.startswith("Stopped")
 
 
 def test_of_what_is_asked_while_a_model_runs_the_newest_is_done():

@@ -67,7 +67,7 @@ class Explorer(widgets.VBox):
         self._worker: threading.Thread | None = None
         self._waiting: Callable[[], None] | None = None
         self._stopped = threading.Event()
-        self._stop = button("Stop", "give up what is being computed", self._stopped.set, "72px")
+        self._stop = button("Stop", "give up what is being computed", self._stop_pressed, "72px")
         self._stop.layout.flex = "0 0 72px"
         self._stop.button_style = "warning"
         self._stop.layout.display = "none"
@@ -146,7 +146,7 @@ class Explorer(widgets.VBox):
                     self._worker = None
                     self._stop.layout.display = "none"
                     return
-            self._stopped.clear()
+                self._stopped.clear()
             self.live.dimmed = True
             with self._lock, _stopping_at(self._stopped):
                 try:
@@ -163,6 +163,13 @@ class Explorer(widgets.VBox):
         worker = self._worker
         if worker is not None and self._is_busy:
             worker.join()
+
+    def _stop_pressed(self) -> None:
+        """Ask for a stop; what runs inside one module cannot be interrupted."""
+        with self._guard:
+            if self._worker is not None:
+                self._stopped.set()
+                self._say("Stopping after the operation that is running …")
 
     def _give_up(self) -> None:
         """Say that the picture is not what the controls ask for."""
