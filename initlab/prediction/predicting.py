@@ -65,8 +65,8 @@ _UNCENTRED = (
 _NO_BAND = "No band is drawn: it is for weights and biases of mean 0."
 
 _FEW_PASS = (
-    "No theory is drawn of the gradient from here to the input: a few inputs of the batch pass "
-    "nearly all of it, and which ones is a matter of the draw."
+    "No theory is drawn of the gradient where a few inputs of the batch pass nearly all of it: "
+    "which ones is a matter of the draw."
 )
 
 _OVERFLOW = "The signal overflows here."
