@@ -26,6 +26,13 @@ def test_a_table_agrees_with_its_functions_to_its_tolerance(x, y):
     assert waves().at(x, y) == pytest.approx(expected, abs=1e-7)
 
 
+def test_many_points_at_once_are_as_each_alone():
+    x, y = np.random.default_rng(0).uniform(-3, 3, (2, 50))
+    alone = [waves().at(*each) for each in zip(x.tolist(), y.tolist(), strict=True)]
+    assert waves().among(2, x, y) == pytest.approx(np.array(alone), abs=1e-12)
+    assert np.isnan(waves(steep=60.0).among(2, x, y)).all()
+
+
 def test_a_cell_is_filled_once_and_only_where_asked():
     filled: list = []
     table = waves(filled)

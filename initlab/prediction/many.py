@@ -8,6 +8,7 @@ a pair apart is good to 1 % up to q = 10, and to 10 % where a saturating φ is a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,8 +25,12 @@ _FIRST, _RATIO, _POWERS = 16, 4, 7
 """What is left of E φ² beyond the degree goes into the powers 16·4ʲ of c, j = 0 … 6, and falls
 geometrically from one to the next, as a kink's does, so that E φ'² is right too."""
 
-_KNOTS = np.linspace(-27.0, 27.0, 54 * 7 + 1)
-"""Of ln q: seven an e-fold."""
+_ALL = np.array([*range(_DEGREE + 1), *(_FIRST * _RATIO**j for j in range(_POWERS))])
+"""Those and the powers up to the degree."""
+
+_PER_FOLD = 7
+_KNOTS = np.linspace(-27.0, 27.0, 54 * _PER_FOLD + 1)
+"""Of ln q: so many an e-fold."""
 
 _FEW = 256
 """Up to so many pre-activations with means are integrated one by one, at 5 µs each."""
@@ -64,7 +69,7 @@ class Responses:
         return Responses(
             self.squares[indices],
             self.slope_squares,
-            None if shape is None else shape[:, indices],
+            None if shape is None else shape.take(indices, axis=1),
             None if decay is None else decay[indices],
             None if means is None else means[indices],
             None if variances is None else variances[indices],
@@ -121,22 +126,45 @@ def _series_gap(one: Responses, two: Responses, apart: np.ndarray) -> np.ndarray
     assert two.shape is not None
     assert one.decay is not None
     assert two.decay is not None
-    terms = one.shape * two.shape
-    gap = np.maximum(1 - terms.sum(axis=0), 0.0)  # what unequal lengths alone leave
-    lost, c = np.zeros_like(apart), 1 - apart  # lost = 1 − cⁿ
+    terms, c = one.shape * two.shape, 1 - apart
+    gap = np.maximum(1 - np.einsum("n...->...", terms), 0.0)  # what unequal lengths alone leave
+    lost = np.zeros_like(apart)  # 1 − cⁿ
     for term in terms[1:-1]:
-        lost = lost * c + apart
+        lost *= c
+        lost += apart
         gap += term * lost
     for _ in range(_FIRST - _DEGREE):
-        lost = lost * c + apart
+        lost *= c
+        lost += apart
     decay = (one.decay + two.decay) / 2
-    share = terms[-1] / np.polynomial.polynomial.polyval(decay, np.ones(_POWERS))
+    share, shares = terms[-1], np.ones_like(decay)
+    for _ in range(_POWERS - 1):
+        shares *= decay
+        shares += 1
+    share /= shares
     for _ in range(_POWERS):
         gap += share * lost
-        share = share * decay
-        lost = lost * (2 - lost)
-        lost = lost * (2 - lost)
+        share *= decay
+        lost *= 2 - lost
+        lost *= 2 - lost
     return gap
+
+
+def carried(phi: Activation, made: Responses, q: float, apart: float) -> float:
+    """d ln gap after φ over d ln gap before it, of a typical pair of correlation 1 − apart, among
+    pre-activations of mean variance q of which φ makes this.
+
+    At most 1, since in powers of c all coefficients of E φφ are positive.
+    """
+    made = made if made.shape is not None else _tabled(phi, np.array([q]))
+    assert made.shape is not None
+    assert made.decay is not None
+    terms, c = (made.shape.reshape(len(made.shape), -1) ** 2).mean(axis=1), 1 - apart
+    shares = float(made.decay.mean()) ** np.arange(_POWERS)
+    terms = np.concatenate([terms[:-1], terms[-1] * shares / shares.sum()])
+    lost = -np.expm1(_ALL * math.log1p(-apart)) if apart < 0.5 else 1 - c**_ALL
+    gap, slope = float(terms @ lost), float(terms[1:] @ (_ALL[1:] * c ** (_ALL[1:] - 1)))
+    return min(slope * apart / gap, 1.0) if gap > 0 else 1.0
 
 
 # ---------------------------------------------------------------- one sample
@@ -256,19 +284,22 @@ def _tabled(phi: Activation, variances: np.ndarray) -> Responses:
     """By splines over ln q, good to 1e-6; beyond them by powers of q."""
     log = np.log(np.maximum(variances, 1e-300))
     inside = log.clip(_KNOTS[0], _KNOTS[-1])
-    spline = _table(phi)
-    values = spline(inside)
-    logs, shape, decay = values[..., :2], np.moveaxis(values[..., 2:-1], -1, 0), values[..., -1]
+    place = np.minimum(((inside - _KNOTS[0]) * _PER_FOLD).astype(int), len(_KNOTS) - 2)
+    cubic, square, slope, value = _table(phi)[:, :, place]
+    t = inside - _KNOTS[place]
+    values = ((cubic * t + square) * t + slope) * t + value
+    logs, shape, decay = values[:2], values[2:-1], values[-1]
     if (log != inside).any():
-        logs = logs + spline(inside, 1)[..., :2] * (log - inside)[..., None]
-    shape = shape / np.linalg.norm(shape, axis=0)
-    squares, slope_squares = np.moveaxis(np.exp(logs), -1, 0)
+        slopes = (3 * cubic[:2] * t + 2 * square[:2]) * t + slope[:2]
+        logs = logs + slopes * (log - inside)
+    shape /= np.sqrt((shape**2).sum(axis=0))
+    squares, slope_squares = np.exp(logs)
     return Responses(squares, slope_squares, shape, decay.clip(0.0, 1.0))
 
 
 @lru_cache(maxsize=64)
-def _table(phi: Activation):
-    """ln E φ², ln E φ'², the shape and the decay over ln q."""
+def _table(phi: Activation) -> np.ndarray:
+    """The cubics between the knots, from t³ on, of ln E φ², ln E φ'², the shape and the decay."""
     from scipy.interpolate import CubicSpline
 
     rows = [
@@ -279,4 +310,5 @@ def _table(phi: Activation):
     squares = np.maximum(found[:, 0] ** 2 + varying, 1e-300)
     shape, decay = _shape(found.T / np.sqrt(squares), np.exp(_KNOTS) * slopes / squares)
     logs = np.log(np.stack([squares, slopes]).clip(1e-300))
-    return CubicSpline(_KNOTS, np.concatenate([logs, shape, decay[None]]).T)
+    spline = CubicSpline(_KNOTS, np.concatenate([logs, shape, decay[None]]).T)
+    return np.ascontiguousarray(spline.c.swapaxes(1, 2))

@@ -75,8 +75,8 @@ _MASKED = (
 _NO_IMAGE_BAND = "No band is drawn: of images it is for weights of mean 0."
 
 _FEW_PASS = (
-    "No theory is drawn of the gradient from here to the input: a few inputs of the batch pass "
-    "nearly all of it, and which ones is a matter of the draw."
+    "No theory is drawn of the gradient where a few inputs of the batch pass nearly all of it: "
+    "which ones is a matter of the draw."
 )
 
 _OVERFLOW = "The signal overflows here."

@@ -10,14 +10,13 @@ width; what does is in ``scattering``. Gradients are relative to the output's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from initlab.activations import Activation
-from initlab.prediction.many import Responses, pair_gaps, responses
+from initlab.prediction.many import Responses, carried, pair_gaps, responses
 from initlab.theory import Scatter, rigidity
 
 OVERFLOW = 1e290
@@ -120,17 +119,22 @@ class Batch:
     pair_weights: np.ndarray
     unpaired: float = 0.0
 
+    @cached_property
+    def pairs(self) -> float:
+        """What the weights of pairs sum up to."""
+        return float(self.pair_weights.sum())
+
     def mean(self, values: np.ndarray) -> float:
         """Over samples and positions."""
-        return float(self.weights @ values.reshape(len(values), -1).mean(axis=1))
+        return float(self.weights @ _each(values))
 
     def pair_mean(self, values: np.ndarray) -> float:
         """Over pairs and positions."""
-        return float(self.pair_weights @ values.reshape(len(values), -1).mean(axis=1))
+        return float(self.pair_weights @ _each(values))
 
     def scatter(self, values: np.ndarray) -> float:
         """The variance between samples, relative to the square of the mean."""
-        each = values.reshape(len(values), -1).mean(axis=1)
+        each = _each(values)
         mean = self.weights @ each
         return float(self.weights @ (each / mean - 1) ** 2) if mean > 0 else 0.0
 
@@ -141,8 +145,7 @@ class Batch:
             return 0.0
         spread = self.mean((means - np.tensordot(self.weights, means, 1)) ** 2)
         differences = (means[self.left] - means[self.right]) ** 2 / 2
-        share = self.pair_weights.sum()
-        return float(share * self.unpaired * spread - self.pair_mean(differences))
+        return self.pairs * self.unpaired * spread - self.pair_mean(differences)
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:
         """√(E x²·E y²) of the pairs."""
@@ -153,6 +156,11 @@ class Batch:
         """(√E x² − √E y²)²/2 of the pairs: by how much E x² on average exceeds ``sizes``."""
         roots = np.sqrt(lengths)
         return (roots[self.left] - roots[self.right]) ** 2 / 2
+
+
+def _each(values: np.ndarray) -> np.ndarray:
+    """The mean over the positions, of each sample or pair."""
+    return values if values.ndim == 1 else values.reshape(len(values), -1).mean(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +180,11 @@ class Signal:
     means: np.ndarray | None = None
 
     @cached_property
+    def sizes(self) -> np.ndarray:
+        """√(E x²·E y²) of the pairs."""
+        return self.batch.sizes(self.lengths)
+
+    @cached_property
     def second_moment(self) -> float:
         return self.batch.mean(self.lengths)
 
@@ -189,14 +202,16 @@ class Signal:
     @cached_property
     def cosine(self) -> float | None:
         """E xy / √(E x²·E y²), the mean over pairs of samples that are not 0; None without any."""
-        products = (self.batch.sizes(self.lengths) - self.gaps).reshape(len(self.gaps), -1)
-        lengths = self.lengths.reshape(len(self.lengths), -1).mean(axis=1)
-        sizes = self.batch.sizes(lengths)
-        alive, weights = sizes > 0, self.batch.pair_weights
-        if not alive.any():
-            return None
-        turned = 1 - products[alive].mean(axis=1) / sizes[alive]
-        cosine = 1 - float(weights[alive] @ turned * weights.sum() / weights[alive].sum())
+        products, lengths = _each(self.sizes - self.gaps), _each(self.lengths)
+        sizes = self.sizes if self.lengths.ndim == 1 else self.batch.sizes(lengths)
+        weights = self.batch.pair_weights
+        if not lengths.all():
+            alive = sizes > 0
+            if not alive.any():
+                return None
+            products, sizes, weights = products[alive], sizes[alive], weights[alive]
+            weights = weights * (self.batch.pairs / weights.sum())
+        cosine = 1 - float(weights @ (1 - products / sizes))
         if self.means is not None:
             units = np.sqrt(np.maximum(lengths, 1e-300)).reshape(-1, *[1] * (self.means.ndim - 1))
             cosine -= self.batch.beyond_pairs(self.means / units)
@@ -205,7 +220,7 @@ class Signal:
     @cached_property
     def decorrelation(self) -> float:
         """1 − c of a typical pair."""
-        size = self.batch.pair_mean(self.batch.sizes(self.lengths)) / self.batch.pair_weights.sum()
+        size = self.batch.pair_mean(self.sizes) / self.batch.pairs
         return min(max(self.gap / size, 0.0), 2.0) if size > 0 else 0.0
 
 
@@ -231,6 +246,11 @@ class Step:
     passed: float
 
     @cached_property
+    def sizes(self) -> np.ndarray:
+        """√(Var x·Var y) of the pairs."""
+        return self.batch.sizes(self.variances)
+
+    @cached_property
     def varying(self) -> Signal:
         """The pre-activations without their means."""
         return Signal(self.batch, self.variances, self.apart)
@@ -242,7 +262,7 @@ class Step:
         means = np.full_like(self.variances, self.offset) if self.means is None else self.means
         lengths = means**2 + self.variances
         left, right = means[self.batch.left], means[self.batch.right]
-        sizes = self.batch.sizes(lengths) - self.batch.sizes(self.variances)
+        sizes = self.batch.sizes(lengths) - self.sizes
         return Signal(self.batch, lengths, sizes - left * right + self.apart, means)
 
     @cached_property
@@ -260,7 +280,7 @@ class Step:
         if self.phi is None or self.made is None:
             return None
         ends = self.made.at(self.batch.left), self.made.at(self.batch.right)
-        gaps = pair_gaps(self.phi, ends, self.batch.sizes(self.variances), self.apart)
+        gaps = pair_gaps(self.phi, ends, self.sizes, self.apart)
         return Signal(self.batch, self.made.squares, gaps, self.made.means)
 
     @cached_property
@@ -270,7 +290,7 @@ class Step:
         if after is None or keep == 1:
             return after
         # Masks are drawn for each sample, so that E xy stays while E x² grows by 1/keep.
-        gaps = after.gaps + self.batch.sizes(after.lengths) * (1 / keep - 1)
+        gaps = after.gaps + after.sizes * (1 / keep - 1)
         return Signal(self.batch, after.lengths / keep, gaps, after.means)
 
     @property
@@ -287,18 +307,12 @@ class Step:
 
     @cached_property
     def carried(self) -> float:
-        """d ln gap after φ over d ln gap before it, at given lengths: the share that φ carries on.
-
-        At most 1, since in powers of c all coefficients of E φφ are positive.
-        """
+        """d ln gap after φ over d ln gap before it: the share that φ carries on."""
         q, apart = self.varying.second_moment, self.varying.decorrelation
-        if self.phi is None or self.after is None or not (q > 0 and self.after.gap > 0):
+        if self.phi is None or self.made is None or self.after is None:
             return 1.0
-        lengths, nearby = np.array([q, q]), np.array([0.95, 1 / 0.95])
-        made = responses(self.phi, None, lengths)
-        gaps = pair_gaps(self.phi, (made, made), lengths, q * np.minimum(apart * nearby, 2.0))
-        below, above = gaps.tolist()
-        return min(math.log(above / below) / math.log(nearby[1] / nearby[0]), 1.0) if below else 1.0
+        moves = q > 0 and self.after.gap > 0
+        return carried(self.phi, self.made, q, apart) if moves else 1.0
 
 
 @lru_cache(maxsize=2048)
@@ -332,7 +346,7 @@ def _step(signal: Signal, flow: Flow, phi: Activation | None, passed: float) -> 
         return None
     apart = flow.factor * flow.blur(signal.gaps)
     if len(signal.lengths) > 1:  # what is unequal here and there, is less so in the mean
-        sizes = flow.factor * flow.blur(batch.sizes(signal.lengths)) + flow.bias_var
+        sizes = flow.factor * flow.blur(signal.sizes) + flow.bias_var
         apart += np.maximum(batch.sizes(variances) - sizes, 0.0)
     return Step(flow, phi, batch, means, offset, variances, apart, passed)
 

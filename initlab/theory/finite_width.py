@@ -434,6 +434,7 @@ class PairSeries:
         """1 − E φ(u)φ(v)/E φ² at correlation c."""
         return float(self._terms[_VALUE, _VALUE] @ (1 - c**_POWERS))
 
+    @lru_cache(maxsize=8)  # noqa: B019  (eight at most outlive their use)
     def over_angles(self, decorrelation: float, angle: float) -> list[list[float]]:
         """The mean over correlations whose mean square distance from 1 − decorrelation is angle."""
         c = 1 - decorrelation
