@@ -211,7 +211,7 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # each ends in a reason
         rows = _follow(experiment, layers, phi, band)
     sites = tuple(_sites(experiment, rows))
     unsaid = _unsaid(experiment, layers)
