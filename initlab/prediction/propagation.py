@@ -384,7 +384,7 @@ def _normalized(image: np.ndarray, batch: Batch) -> tuple[np.ndarray, float]:
 def shifted_gradients(
     steps: tuple[Step, ...], layers: tuple[Affine, ...]
 ) -> tuple[list[GradientStep], Gradient]:
-    """Of images, where weights have a mean μ; no head behind an average. See ``shifting_back``.
+    """As ``scattering.backward``, where weights have a mean μ; no head behind an average.
 
     Wᵀδ has in every unit the mean μ·Σδ over taps and units, and the variance τ²·Σδ²: E δ² passes
     down, and E of two units' product, the same for all of them, at all pairs of positions. Of
