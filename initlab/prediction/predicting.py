@@ -1,7 +1,8 @@
 """predict(): what theory says for every site of an experiment.
 
 This file says what of an experiment theory needs, and where theory is silent; how the numbers
-travel through the layers is in ``propagation.py``, how they scatter in ``scattering.py``.
+travel through the layers is in ``propagation.py``, how they scatter in ``scattering.py`` and, where
+weights have a mean, in ``shifting.py``.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class Prediction:
 
     ``batch_size`` is that of the experiment; ``centred`` says that every E h is 0. ``unsaid`` holds
     a sentence for everything that theory does not say of any site here: "across_samples_var",
-    "cosine", "var", "band"; and under "backward" where a few units stray from its line one way.
+    "cosine", "var", "band", "across_samples_var band"; and under "backward" where a few units stray
+    from its line one way.
     """
 
     sites: tuple[PredictedSite, ...]
@@ -222,7 +224,7 @@ def predict(experiment: Predictable, *, band: bool = True) -> Prediction:
         return Prediction((), reason)
     layers = _layers(experiment, chosen, gain, bias)
     phi = activation(experiment.activation)
-    with np.errstate(over="ignore", invalid="ignore"):  # what leaves floats ends in a reason
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # each ends in a reason
         rows = _follow(experiment, layers, phi, band)
     if _masks_vary(layers):
         rows = [replace(row, forward=_not_across(row.forward)) for row in rows]

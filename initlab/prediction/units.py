@@ -24,7 +24,6 @@ from initlab.activations import Activation
 _REACH = 6.5  # in standard deviations
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 _DEGREE = 12
-_POWERS = np.append(np.arange(_DEGREE + 1), _DEGREE + 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +38,11 @@ class Pairs:
 
 def pairs_of(left: np.ndarray, right: np.ndarray, c: np.ndarray, stray: np.ndarray) -> Pairs:
     """Pairs of correlation c, whose mean square distance from it is ``stray``."""
-    way = np.minimum(np.sqrt(stray), np.minimum(1 - c, 1 + c))[:, None]
-    c = c[:, None]
-    return Pairs(left, right, ((c + way) ** _POWERS + (c - way) ** _POWERS) / 2)
+    way = np.minimum(np.sqrt(stray), np.minimum(1 - c, 1 + c))
+    powers = np.repeat(np.stack([c + way, c - way])[:, :, None], _DEGREE + 3, axis=2)
+    powers[:, :, 0] = 1.0
+    powers = np.multiply.accumulate(powers, axis=2).mean(axis=0)
+    return Pairs(left, right, np.delete(powers, _DEGREE + 1, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
