@@ -327,11 +327,26 @@ def next_step(step: Step, flow: Flow, phi: Activation | None) -> Step | None:
     signal, inner, q = step.read, step.phi, step.varying.second_moment
     assert signal is not None  # only the last layer may lack an activation
     assert inner is not None
-    following = flow.factor * signal.second_moment + flow.bias_var
+    length = flow.factor * signal.second_moment + flow.bias_var
     passed = 0.0
-    if step.means is None and q > 0 and following > 0:
-        passed = flow.factor / step.flow.keep * inner.moments(q).slope * q / following
-    return _step(signal, flow, phi, passed)
+    if step.means is None and q > 0 and length > 0:
+        passed = flow.factor / step.flow.keep * inner.moments(q).slope * q / length
+    following = _step(signal, flow, phi, passed)
+    return step if following is not None and _rests(step, following) else following
+
+
+def _rests(step: Step, following: Step) -> bool:
+    """Whether a layer with means is as the one below it; all further ones then are."""
+    if step.means is None or following.means is None:
+        return False
+    if (step.flow, step.phi) != (following.flow, following.phi):
+        return False
+    rows = (
+        (step.means, following.means),
+        (step.variances, following.variances),
+        (step.apart, following.apart),
+    )
+    return all((np.abs(a - b) <= 1e-12 * np.abs(a).max()).all() for a, b in rows)
 
 
 def _step(signal: Signal, flow: Flow, phi: Activation | None, passed: float) -> Step | None:

@@ -18,7 +18,7 @@ from initlab.prediction.propagation import Affine, Batch, Signal, Step
 from initlab.prediction.units import CUBE, SLOPE, SQUARE, VALUE, Pairs, Units, pairs_of, units
 from initlab.theory import Scatter
 
-_PAIRS = 96
+_PAIRS = 64
 """So many pairs of samples stand for all of them."""
 
 _FLAT = 1e-6
