@@ -588,9 +588,6 @@ def _healthy() -> Iterator[Case]:
     yield Case("cnn_batch_norm", title="hidden scale", plant=at("3.weight", times(1e-3)))
     yield Case("residual_mlp", title="zero branches", plant=_zero_branches)
     yield Case("residual_mlp", title="fixup", plant=_fixup)
-    yield Case("mlp_relu", title="head 0", plant=at("24.weight", constant(0)))
-    yield Case("cnn", title="head 0", plant=at("head.weight", constant(0)))
-    yield Case("mixer", title="head 0", plant=at("head.weight", constant(0)))
     yield Case("mlp_tanh", title="xavier", plant=everywhere(nn.init.xavier_normal_))
     yield Case("transformer", title="torch's own", plant=_reset)
     yield Case("clip_like", title="first token", build=lambda: FirstToken(place=0))
@@ -703,6 +700,9 @@ def _scales() -> Iterator[Case]:
     for part, site in (("query", "key"), ("key", "query"), ("value", "key"), ("out", "value")):
         plant, where = at(f"attentions.1.{part}.weight", times(1e-5)), f"attentions.1.{site}"
         yield Case("clip_like", "vanishing_gradients", plant, (where,), part)
+    yield Case("mlp_relu", "vanishing_gradients", at("24.weight", constant(0)), ("24",), "head 0")
+    yield Case("cnn", "vanishing_gradients", at("head.weight", constant(0)), ("head",), "head 0")
+    yield Case("conv3d", "vanishing_gradients", at("11.weight", constant(0)), ("11",), "head 0")
     yield Case(
         "mlp_tanh", "exploding_gradients", title="gain 3", build=lambda: mlp(nn.Tanh, 30, 64, 3.0)
     )

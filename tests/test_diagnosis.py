@@ -261,15 +261,12 @@ def test_a_dead_head_explains_the_missing_gradients_below():
     assert gradients.because == "dead_units at 0.6"
 
 
-def test_a_head_of_zeros_is_safe_to_leave_where_its_own_gradient_opens_it():
-    model, x = FunctionalCNN(), torch.randn(8, 3, 16, 16)
+def test_a_head_of_zeros_explains_the_missing_gradients_below():
+    model = FunctionalCNN()
     nn.init.zeros_(model.head.weight)
-    diagnosis = diagnose(trace(model, x))
-    assert diagnosis.healthy
-    assert diagnosis.notes[0].startswith("head: weights that are 0")
-    nn.init.zeros_(model.fc1.weight)
-    nn.init.zeros_(model.fc1.bias)
-    assert not diagnose(trace(model, x)).healthy
+    (cause,) = diagnose(trace(model, torch.randn(8, 3, 16, 16))).causes
+    assert (cause.fault, cause.where) == ("vanishing_gradients", "head")
+    assert "leave it if it is meant" in cause.remedy
 
 
 def test_a_small_head_is_safe_to_leave_and_hides_no_fault_below():

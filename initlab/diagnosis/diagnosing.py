@@ -165,8 +165,9 @@ def _notes(flow: Flow) -> Iterator[str]:
                     f"{norm.op} {norm.name!r} hides that {source.name} has a mean square of "
                     f"{figure(source.forward.second_moment)}."
                 )
-    if flow.small_heads:
-        names = ", ".join(site.name for site in flow.small_heads)
+    noted = [s for s in flow.small_heads if flow.is_closed_head(s) or not flow.is_zero_head(s)]
+    if noted:
+        names = ", ".join(site.name for site in noted)
         yield (
             f"{names}: weights that are 0 or this small hold the gradient back until the first "
             "steps have made them larger."

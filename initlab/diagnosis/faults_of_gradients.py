@@ -48,10 +48,10 @@ class _Pull:
 def _pulls(flow: Flow) -> list[_Pull]:
     head = flow.head
     reference = _positive(total(head.backward)) if head is not None else None
-    if head is None or reference is None or flow.is_zero_head(head):
+    if head is None or reference is None or flow.is_closed_head(head):
         return []
     pulls, opening = [], openings(flow)
-    behind = reference * (passes(head) if head in flow.small_heads else 1.0)
+    behind = reference * ((passes(head) or 1.0) if head in flow.small_heads else 1.0)
     for layer in flow.layers:
         through = flow.sources(layer)[:1] if layer.kind == "recurrent" else [layer]
         arriving = total(through[0].backward) if through else None
@@ -199,6 +199,12 @@ def _stopped_gradients(flow: Flow) -> Iterator[Finding]:
 
 
 def _reopen(flow: Flow, place: Site) -> tuple[str, str]:
+    if flow.is_zero_head(place):
+        remedy = (
+            "Its weights are 0, so nothing passes at the first step; its own gradient is not, so "
+            "later steps do pass. Draw it small but not 0, or leave it if it is meant."
+        )
+        return remedy, redraw(flow, [place])
     if is_layer(place):
         return "Draw this layer anew.", redraw(flow, [place])
     if place.kind == "norm" and place.module:

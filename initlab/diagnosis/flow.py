@@ -395,6 +395,11 @@ class Flow:
         zero = layer.weight is not None and layer.weight.second_moment == 0
         return zero and self._is_moving_head(layer)
 
+    def is_closed_head(self, layer: Site) -> bool:
+        """Whether it is a last layer of zeros beside residual branches that start closed, as in
+        Fixup: all of it meant."""
+        return bool(self.starts_closed) and self.is_zero_head(layer)
+
     def _is_moving_head(self, layer: Site) -> bool:
         return (
             is_layer(layer)

@@ -28,12 +28,12 @@ from initlab.tracing import Site
 
 def optional(flow: Flow) -> dict[str, bool]:
     """By name, whether every way to the output leads into a residual sum that another operand
-    keeps alive, into the logits of an attention, or into a last layer of zeros."""
+    keeps alive, into the logits of an attention, or into a last layer of zeros that is meant."""
     return flow.always_meets(
         lambda user, source: (
             flow.is_kept_alive(user, source)
             or bool(beside(flow, source, user))
-            or flow.is_zero_head(user)
+            or flow.is_closed_head(user)
         )
     )
 
