@@ -714,11 +714,14 @@ def _require_elementwise(name: str, function: ElementwiseFunction) -> None:
         with torch.random.fork_rng(devices=[]):  # a Dropout draws from torch's global generator
             value = function(z)
             part = function(z[1:3, :4])
+            _autograd_derivative(function, z)  # refused: numpy's, and what works in place
     except Exception as error:
         raise TypeError(f"{refused}: it raised {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or value.shape != z.shape:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{refused}: an input of shape {tuple(z.shape)} became {shape}")
+    if value.is_floating_point() and value.dtype != z.dtype:
+        raise TypeError(f"{refused}: an input of {z.dtype} became {value.dtype}")
     if not value.is_floating_point() or not torch.allclose(value[1:3, :4], part, rtol=1e-6):
         raise TypeError(
             f"{refused}: an element's output depends on other elements or on chance "

@@ -570,3 +570,9 @@ def test_a_step_far_steeper_than_the_panels_is_seen_by_pairs():
     pair = activation(lambda z: torch.erf(1000 * z)).pair_moments(1.0, 1e-8)
     gap = 2 / math.pi * (math.asin(own) - math.asin(own * (1 - 1e-8)))
     assert pair.gap == pytest.approx(gap, rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", [np.tanh, lambda z: z.mul_(2), lambda z: torch.tanh(z.float())])
+def test_what_autograd_or_float64_cannot_follow_is_refused_in_words(spec):
+    with pytest.raises(TypeError, match="not an elementwise function"):
+        gain(spec)
