@@ -32,6 +32,8 @@ Saturates = Literal["none", "low", "high", "both"]
 
 MeanSquare = Literal["second_moment", "derivative_second_moment"]
 
+_LINEAR_BELOW = 1e-13  # a pair this close differs by φ' times its distance
+
 SATURATED_SLOPE = 0.05
 """An activation counts as saturated where |φ'| stays below this: a gradient passes at under 5 %."""
 
@@ -105,6 +107,7 @@ class Activation:
     def moments(self, q: float = 1.0) -> Moments:
         """E φ, E φ², E φ'² for a pre-activation distributed as N(0, q), to about 1e-12.
 
+        To 1e-4 where φ jumps or bends more than some hundred times within reach.
         At q = 0 these are the limits q → 0 (for relu E φ'² = 1/2, not φ'(0)²).
 
         Raises:
@@ -124,7 +127,8 @@ class Activation:
         1e-8 or better. Takes 1 − c, so that its digits survive where deep networks bring c to 1.
 
         Raises:
-            ValueError: q is not above 0 and finite, or ``decorrelation`` lies outside [0, 2].
+            ValueError: q is not above 0 and finite, ``decorrelation`` lies outside [0, 2], or φ
+                varies or grows too fast to be resolved at this q.
 
         >>> round(ACTIVATIONS["relu"].pair_moments(2.0, 1.0).product, 6)  # independent: 1/π
         0.31831
@@ -229,27 +233,14 @@ def _expect_many(phi: Activation, q: np.ndarray) -> np.ndarray:
     def integrands(x: np.ndarray) -> np.ndarray:
         z = torch.from_numpy(x)
         value, slope = phi.function(z).numpy(), phi.derivative(z).numpy()
-        return np.stack([value, value**2, slope**2, value * slope * x])
+        return np.stack([value, value**2, slope**2, value * slope * x, (value * x) ** 2])
 
-    mean, second, slope_second, weighted = gaussian_expectations(integrands, q, phi.kinks)
+    mean, second, slope_second, weighted, spread = gaussian_expectations(integrands, q, phi.kinks)
     slope = weighted / q
-    for at, rise in _square_jumps(phi):  # what φ' does not see
-        slope += rise * at / (2 * q) * np.exp(-(at**2) / (2 * q)) / np.sqrt(2 * math.pi * q)
+    with np.errstate(invalid="ignore"):  # inf − inf
+        by_parts = (spread / q - second) / (2 * q)  # cancels more, but sees jumps, as φ' does not
+        slope = np.where(np.abs(by_parts - slope) > 1e-9 * second / q, by_parts, slope)
     return np.stack([mean, second, slope_second, slope])
-
-
-@lru_cache(maxsize=512)
-def _square_jumps(phi: Activation) -> list[tuple[float, float]]:
-    """Where φ itself jumps, and by how much φ² does."""
-    if not phi.kinks:
-        return []
-    kinks = torch.tensor(phi.kinks, dtype=torch.float64)
-    width = 1e-8 * (1 + kinks.abs())
-    around = torch.stack([kinks - 1, kinks - width, kinks + width, kinks + 1])
-    values = phi.function(around).detach()
-    jumps = (values[2] - values[1]).abs() > 1e-6 * values.abs().amax(dim=0)
-    rises = values[2] ** 2 - values[1] ** 2
-    return list(zip(kinks[jumps].tolist(), rises[jumps].tolist(), strict=True))
 
 
 def _check_pair(q: float, decorrelation: float) -> None:
@@ -264,11 +255,13 @@ def _pair_moments(phi: Activation, q: float, decorrelation: float) -> PairMoment
     if slopes is not None:
         return _homogeneous_pair(*slopes, q, decorrelation)
 
-    product, gap = _expect_pair(phi, _values, q, decorrelation)
-    if math.isnan(gap):
-        gap = q * decorrelation * phi.moments(q).derivative_second_moment
-    elif decorrelation > 0.5:  # nothing cancels, and E φ² is known to more digits
-        gap = phi.moments(q).second_moment - product
+    if decorrelation < _LINEAR_BELOW:
+        close = _pair_moments(phi, q, _LINEAR_BELOW)
+        return PairMoments(close.product, close.gap * decorrelation / _LINEAR_BELOW)
+    second = phi.moments(q).second_moment
+    product, gap = _expect_pair(phi, _values, q, decorrelation, second)
+    if 2 * product < second:  # nothing cancels, and E φ² is known to more digits
+        gap = second - product
     return PairMoments(product, gap)
 
 
@@ -279,7 +272,8 @@ def _slope_product(phi: Activation, q: float, decorrelation: float) -> float:
         alpha, beta = sum(slopes) / 2, (slopes[0] - slopes[1]) / 2
         return alpha**2 + beta**2 * 2 / math.pi * (math.pi / 2 - _angle(decorrelation))
 
-    return _expect_pair(phi, _slopes, q, decorrelation)[0]
+    second = phi.moments(q).derivative_second_moment
+    return _expect_pair(phi, _slopes, q, decorrelation, second)[0]
 
 
 Profile = Callable[["Activation", np.ndarray], np.ndarray]
@@ -287,11 +281,17 @@ Profile = Callable[["Activation", np.ndarray], np.ndarray]
 
 
 def _expect_pair(
-    phi: Activation, of: Profile, q: float, decorrelation: float
+    phi: Activation, of: Profile, q: float, decorrelation: float, second: float
 ) -> tuple[float, float]:
-    octave = math.ceil(math.log2(PAIR_REACH * math.sqrt(q)))
-    edges = _edges(phi, of, octave)
-    return pair_expectation(partial(of, phi), q, decorrelation, phi.kinks, edges)
+    """The product and the gap of a profile whose mean square is ``second``."""
+    for reach in (PAIR_REACH, 3 * PAIR_REACH):  # the latter for what grows like an exponential
+        edges = _edges(phi, of, math.ceil(math.log2(reach * math.sqrt(q))))
+        product, gap = pair_expectation(partial(of, phi), q, decorrelation, phi.kinks, edges, reach)
+        if math.isinf(second) or abs(product + gap - second) <= 1e-6 * second:
+            return product, gap
+    raise ValueError(
+        f"activation={phi.name!r} varies or grows too fast for moments of pairs at q={q:g}"
+    )
 
 
 @lru_cache(maxsize=512)
@@ -447,7 +447,7 @@ def _find_kinks(function: ElementwiseFunction) -> tuple[float, ...]:
         if not (math.isfinite(size) and size > 0):
             continue
         near_first = 1 - 1e-3 * edges[:-1].abs() / 40  # of many equal ones, those close to 0
-        steepest = (profile.diff().abs() * near_first).topk(16).indices
+        steepest = (profile.diff().abs() * near_first).topk(512).indices
         low, high = edges[steepest], edges[steepest + 1]
         for _ in range(38):
             middle = (low + high) / 2
@@ -567,6 +567,11 @@ def _tanhshrink(z: Tensor) -> Tensor:
     return torch.where(z.abs() < 0.1, z**3 * series, F.tanhshrink(z))
 
 
+def _hardsigmoid(z: Tensor) -> Tensor:
+    """relu6(z + 3)/6: torch's derivative has only the digits of a float32."""
+    return F.relu6(z + 3) / 6
+
+
 def _relu_squared(z: Tensor) -> Tensor:
     return F.relu(z).square()
 
@@ -588,7 +593,7 @@ _BUILT_IN = (
     _named("sigmoid", torch.sigmoid, nn.Sigmoid, (), "both"),
     _member("hardtanh", -1.0, 1.0),
     _named("hardswish", F.hardswish, nn.Hardswish, (-3.0, 3.0)),
-    _named("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid, (-3.0, 3.0), "both"),
+    _named("hardsigmoid", _hardsigmoid, nn.Hardsigmoid, (-3.0, 3.0), "both"),
     _named("relu6", F.relu6, nn.ReLU6, (0.0, 6.0), "high"),
     _named("softsign", F.softsign, nn.Softsign, (0.0,), "both"),
     _named("tanhshrink", _tanhshrink, nn.Tanhshrink),
@@ -709,11 +714,14 @@ def _require_elementwise(name: str, function: ElementwiseFunction) -> None:
         with torch.random.fork_rng(devices=[]):  # a Dropout draws from torch's global generator
             value = function(z)
             part = function(z[1:3, :4])
+            _autograd_derivative(function, z)  # refused: numpy's, and what works in place
     except Exception as error:
         raise TypeError(f"{refused}: it raised {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or value.shape != z.shape:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{refused}: an input of shape {tuple(z.shape)} became {shape}")
+    if value.is_floating_point() and value.dtype != z.dtype:
+        raise TypeError(f"{refused}: an input of {z.dtype} became {value.dtype}")
     if not value.is_floating_point() or not torch.allclose(value[1:3, :4], part, rtol=1e-6):
         raise TypeError(
             f"{refused}: an element's output depends on other elements or on chance "

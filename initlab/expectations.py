@@ -21,32 +21,28 @@ _ORDER = 24
 _ENDS = np.array([-1 + 1e-9, 1 - 1e-9])  # just inside a panel, so that a kink at its edge is none
 _REACH = 13.0  # beyond 13 standard deviations a Gaussian weighs less than 1e-37
 _FAR_REACH = 37.0  # where exp(−z²/2) leaves floats; for functions that grow as fast as it falls
-_ROUNDS = 30
-_MOST_PANELS = 4096
+_ROUNDS = 200  # a power that is singular at 0 is resolved there down to 2^−200
+_MOST_PANELS = 1024
+_SAMPLED_STEP = 1e-4 * math.sqrt(5)  # irrational, to be in step with no period
 _BUT_LAST, _BUT_FIRST = slice(None, -1), slice(1, None)
 
 
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gauss_legendre(order: int, highest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nodes and weights of a panel, and the map from values at the nodes to what is unresolved.
 
-    That is the 3 highest Legendre coefficients, and what the interpolating polynomial misses at
+    That is the highest Legendre coefficients, and what the interpolating polynomial misses at
     either end, where no Gauss node would see a kink; it weighs as much as the part without nodes.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
-    degrees = np.arange(_ORDER)
-    to_coefficients = weights[:, None] * np.polynomial.legendre.legvander(nodes, _ORDER - 1)
-    to_coefficients *= (2 * degrees + 1) / 2
-    at_ends = np.polynomial.legendre.legvander(_ENDS, _ORDER - 1)
+    nodes, weights = np.polynomial.legendre.leggauss(order)
+    to_coefficients = weights[:, None] * np.polynomial.legendre.legvander(nodes, order - 1)
+    to_coefficients *= (2 * np.arange(order) + 1) / 2
+    at_ends = np.polynomial.legendre.legvander(_ENDS, order - 1)
     missed = np.concatenate([-to_coefficients @ at_ends.T, np.eye(2)]) * (1 - nodes[-1])
-    tail = np.concatenate([to_coefficients[:, -3:], np.zeros((2, 3))])
-    return (
-        np.concatenate([nodes, _ENDS]),
-        np.concatenate([weights, [0, 0]]),
-        np.concatenate([tail, missed], axis=1),
-    )
+    tail = np.concatenate([to_coefficients[:, -highest:], np.zeros((2, highest))])
+    return np.append(nodes, _ENDS), weights, np.concatenate([tail, missed], axis=1)
 
 
-_NODES, _WEIGHTS, _UNRESOLVED = _gauss_legendre()
+_NODES, _WEIGHTS, _UNRESOLVED = _gauss_legendre(_ORDER, 3)
 
 
 def gaussian_expectation(
@@ -86,24 +82,43 @@ def _expectations(
     owner = np.repeat(np.arange(len(rows)), [len(row) - 1 for row in rows])
     first = np.searchsorted(owner, np.arange(len(rows)))
     total: Any = 0.0
-    size: Any = None
+    size: Any = np.finfo(float).tiny
     ends: Any = None
+    pole: Any = False
     for last in (*[False] * _ROUNDS, True):
         values, parts, rough = _panels(integrands, scale[owner], low, high)
-        if size is None:
-            size = np.add.reduceat(np.abs(parts), first, axis=1)
+        size = np.maximum(size, _summed(np.abs(parts), owner, len(scale)))
+        if ends is None:
             ends = _at_ends(values, first)
-        bad = (rough > 1e-14 * (size[:, owner] + np.finfo(float).tiny)).any(axis=0)
-        bad &= (high - low) > 1e-13 * np.maximum(np.abs(low), np.abs(high))
-        if last or not bad.any() or 2 * bad.sum() > _MOST_PANELS * len(scale):
-            # What halving does not shrink is a pole.
-            pole = last & (_summed(np.abs(parts) * bad, owner, len(scale)) > 1e-3 * size)
-            return np.where(pole, np.inf, total + _summed(parts, owner, len(scale))), ends
-        total = total + _summed(parts * ~bad, owner, len(scale))
+        fine = (rough <= 1e-14 * size[:, owner]) | ~np.isfinite(parts)  # nan is no less
+        rough = ~fine.all(axis=0)
+        width = (high - low) / np.maximum(np.abs(low), np.abs(high))
+        bad = rough & (width > 1e-12)
+        crowd = 2 * bad.sum() > _MOST_PANELS * len(scale)
+        stop = last or crowd or not bad.any()
+        # What halving does not shrink is a pole.
+        narrow = rough & (last | (width < (1e-6 if stop else 1e-12)))
+        pole = pole | (
+            _summed(np.where(narrow, np.abs(parts), 0.0), owner, len(scale)) > 1e-3 * size
+        )
+        if stop:
+            total = total + _summed(parts, owner, len(scale))
+            for each in np.unique(owner[bad]) if crowd else ():
+                total[:, each] = _sampled(integrands, float(scale[each]), reach)
+            return np.where(pole, np.inf, total), ends
+        total = total + _summed(np.where(bad, 0.0, parts), owner, len(scale))
         middle = (low[bad] + high[bad]) / 2
         low, high = np.concatenate([low[bad], middle]), np.concatenate([middle, high[bad]])
         owner = np.concatenate([owner[bad], owner[bad]])
     raise AssertionError("unreachable: the last round returns")
+
+
+def _sampled(integrands: Integrands, scale: float, reach: float) -> np.ndarray:
+    """By equal steps, which meet a wave that is too short for panels at every phase."""
+    z = np.arange(-reach, reach, _SAMPLED_STEP)
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return integrands(scale * z) @ density * _SAMPLED_STEP
 
 
 def _panels(
@@ -116,7 +131,8 @@ def _panels(
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
         values = integrands((scale[:, None] * z).ravel()).reshape(-1, *z.shape) * density
-        return values, (values @ _WEIGHTS) * half, np.abs(values @ _UNRESOLVED).max(axis=-1) * half
+        parts = values[..., :_ORDER] @ _WEIGHTS * half
+        return values, parts, np.abs(values @ _UNRESOLVED).max(axis=-1) * half
 
 
 def _at_ends(values: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -139,14 +155,23 @@ def _panel_edges(scale: float, kinks: tuple[float, ...], reach: float = _REACH) 
 
     The doubling resolves what φ does on its own scale of x = scale·z when scale is huge.
     """
-    edges = set(np.arange(-reach, reach + 1))
-    for kink in {0.0, *kinks}:
-        step = 0.5
-        edges.add(kink / scale)
-        while scale > 1 and step < scale:
-            edges |= {(kink - step) / scale, (kink + step) / scale}
-            step *= 2
-    return np.array(sorted(edge for edge in edges if abs(edge) <= reach))
+    edges = np.append(_doubling(_features(kinks), 0.5, scale) / scale, np.arange(-reach, reach + 1))
+    return np.unique(edges[np.abs(edges) <= reach])
+
+
+def _features(kinks: tuple[float, ...]) -> np.ndarray:
+    """Where a function may vary fast, rising: at its kinks and on its own scale around 0."""
+    return np.array(sorted({0.0, *kinks}))
+
+
+def _doubling(points: np.ndarray, width: float, widest: float) -> np.ndarray:
+    """The rising points, and steps away from each that double from ``width`` to below ``widest``
+    or to the middle between two points."""
+    steps = width * 2.0 ** np.arange(math.ceil(math.log2(max(widest / width, 1.0))))
+    room = np.diff(points, prepend=-math.inf, append=math.inf)[:, None] / 2
+    below = (points[:, None] - steps)[steps < room[:-1]]
+    above = (points[:, None] + steps)[steps < room[1:]]
+    return np.sort(np.concatenate([points, below, above]))
 
 
 def hermite_coefficients(
@@ -162,9 +187,8 @@ def hermite_coefficients(
     scale = math.sqrt(q)
     edges = _panel_edges(scale, kinks)
     half = np.diff(edges)[:, None] / 2
-    inside = slice(0, _ORDER)
-    z = (edges[:-1, None] + half + half * _NODES[inside]).ravel()
-    weight = (half * _WEIGHTS[inside]).ravel() * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    z = (edges[:-1, None] + half + half * _NODES[:_ORDER]).ravel()
+    weight = (half * _WEIGHTS).ravel() * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     with np.errstate(over="ignore", invalid="ignore"):
         values = integrands(scale * z)
         weighted = values * weight
@@ -183,14 +207,10 @@ PAIR_REACH = 8.0
 _PAIR_STEP = 2.0
 _SMOOTH_STEP = 3.2  # where the functions have no kinks and vary on a scale of 1 or more
 _PAIR_NODES, _PAIR_WEIGHTS = np.polynomial.legendre.leggauss(10)
-_PAIR_TAIL = (
-    _PAIR_WEIGHTS[:, None] * np.polynomial.legendre.legvander(_PAIR_NODES, 9)[:, -2:] * [8.5, 9.5]
-)
-"""From values at the nodes to the two highest of their Legendre coefficients."""
-_PAIR_ROUGH = 1e-4  # of them; a panel's integral is then good to about the square of that
-_FINEST = 1e-6  # a narrower feature weighs nothing, and a panel edge lies on it already
+_PAIR_PROBES, _, _PAIR_UNRESOLVED = _gauss_legendre(10, 2)
+_PAIR_ROUGH = 1e-5  # of that; a panel's integral is then good to about the square of it
+_FINEST = 1e-7  # a narrower feature weighs nothing, and a panel edge lies on it already
 _MOST_EDGES = 1024
-_LINEAR_BELOW = 1e-11  # a pair this close differs by φ' times its distance, to 1e-5 or better
 
 
 def pair_expectation(
@@ -199,6 +219,7 @@ def pair_expectation(
     decorrelation: float,
     kinks: tuple[float, ...] = (),
     edges: np.ndarray | None = None,
+    reach: float = PAIR_REACH,
 ) -> tuple[float, float]:
     """E f(u)f(v) for u, v ~ N(0, q) of correlation c, and by how much it stays below E f².
 
@@ -212,21 +233,20 @@ def pair_expectation(
         decorrelation: 1 − c, in [0, 2].
         kinks: points where f or its derivative jumps.
         edges: ``unresolved_edges`` of f.
+        reach: of the integrals, in standard deviations of y and of z.
 
     Returns:
-        The product and the gap (nan where ``decorrelation`` is below 1e-11: there it is
-        q·(1−c)·E f'²).
+        The product and the gap, which add up to what the same nodes make of E f².
     """
     opposite = decorrelation > 1
     own = 2 - decorrelation if opposite else decorrelation
-    points = {0.0, *kinks, *((-kink for kink in kinks) if opposite else ())}
     parts = _Parts(
         math.sqrt(q),
         math.sqrt(1 - own),
         math.sqrt(own),
-        bool(kinks),
-        [point / math.sqrt(q) for point in sorted(points)],
-        np.zeros(0) if edges is None else edges / math.sqrt(q),
+        kinks,
+        np.zeros(0) if edges is None else edges,
+        reach,
     )
     y, weight_y = parts.shared_nodes(both_sides=opposite)
     z, weight_z = parts.own_nodes(y)
@@ -234,13 +254,11 @@ def pair_expectation(
     with np.errstate(over="ignore", invalid="ignore"):  # beyond floats: inf or nan
         values = function(x.ravel()).reshape(x.shape)
         inner = (values * weight_z).sum(axis=-1)
-        product = float((inner * weight_y) @ (inner[::-1] if opposite else inner))
-        if decorrelation < _LINEAR_BELOW:
-            return product, math.nan
-        if opposite:
-            return product, float((values**2 * weight_z).sum(axis=-1) @ weight_y) - product
-        apart = ((values - inner[:, None]) ** 2 * weight_z).sum(axis=-1)
-        return product, float(apart @ weight_y)
+        apart = float((((values - inner[:, None]) ** 2 * weight_z).sum(axis=-1)) @ weight_y)
+        if not opposite:
+            return float(inner**2 @ weight_y), apart
+        other = inner[::-1]
+        return float((inner * other) @ weight_y), apart + float((inner - other) ** 2 @ weight_y) / 2
 
 
 @dataclass(frozen=True)
@@ -250,43 +268,46 @@ class _Parts:
     Attributes:
         scale: √q.
         shared, own: the parts of a pair of unit scale.
-        kinked: whether f has kinks.
-        features: kinks and 0, in units of the scale.
-        fine: the further edges that f needs, likewise.
+        kinks: those of f.
+        fine: the further edges that f needs.
+        reach: in standard deviations.
     """
 
     scale: float
     shared: float
     own: float
-    kinked: bool
-    features: list[float]
+    kinks: tuple[float, ...]
     fine: np.ndarray
+    reach: float
 
     @property
     def step(self) -> float:
-        return _PAIR_STEP if self.kinked or self.scale > 1 else _SMOOTH_STEP
+        return _PAIR_STEP if self.kinks or self.scale > 1 else _SMOOTH_STEP
 
     def shared_nodes(self, *, both_sides: bool) -> tuple[np.ndarray, np.ndarray]:
         """Nodes and weights of y; ``both_sides`` makes them symmetric, for u and −v."""
         if self.shared == 0:
             return np.zeros(1), np.ones(1)
         # A kink is blurred by the own parts; what is merely steep varies on the scale 1/√q.
-        blur = self.own if self.kinked else max(self.own, 1 / self.scale)
-        seen = _apart(np.unique(np.abs(self.fine)) if both_sides else self.fine, self.own / 2)
-        seen = np.concatenate([-seen, seen]) if both_sides else seen
-        centres = [np.array(feature / self.shared) for feature in self.features]
-        return _pair_panels(centres, blur / self.shared, self.step, seen / self.shared, split=False)
+        blur = max(self.own if self.kinks else max(self.own, 1 / self.scale), _FINEST)
+        features, fine = _features(self.kinks) / self.scale, self.fine / self.scale
+        edges = _apart(fine, self.own / 2, both_sides=both_sides)
+        if blur < self.shared * self.step / 2:
+            seen = _apart(features, blur / 2, both_sides=both_sides)
+            edges = np.append(edges, _doubling(seen, blur, self.shared * self.step / 2))
+        edges = edges[np.abs(edges) < self.shared * self.reach]
+        return _pair_panels(edges / self.shared, self.step, self.reach)
 
     def own_nodes(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Nodes and weights of z, a row for each y."""
         if self.own == 0:
             return np.zeros((len(y), 1)), np.ones((len(y), 1))
-        shared = self.shared * y
-        centres = [(feature - shared) / self.own for feature in self.features]
-        near = _near(self.fine, shared, PAIR_REACH * self.own)
-        extra = (near - shared[:, None]) / self.own
-        sharpness = 1 / self.scale / self.own
-        return _pair_panels(centres, sharpness, self.step, extra, split=self.kinked)
+        edges, widest = self.fine, self.scale * self.own * self.step / 2
+        if self.kinks or widest > 1:
+            edges = np.sort(np.append(edges, _doubling(_features(self.kinks), 1.0, widest)))
+        near = _near(edges, self.scale * self.shared * y, self.scale * self.own * self.reach)
+        z = (near / self.scale - self.shared * y[:, None]) / self.own
+        return _pair_panels(z, self.step, self.reach)
 
 
 def unresolved_edges(
@@ -297,17 +318,15 @@ def unresolved_edges(
     Nothing for a function that varies on a scale of 1 there; for a steeper or a periodic one the
     edges at which halving ended, within [−reach, reach].
     """
-    steps = 2.0 ** np.arange(math.ceil(math.log2(max(reach, 2))) + 1)
-    around = [np.concatenate([-steps[::-1], [0], steps]) + at for at in {0.0, *kinks}]
-    start = np.unique(np.clip(np.concatenate(around), -reach, reach))
+    start = np.unique(np.clip(_doubling(_features(kinks), 1.0, 2 * reach), -reach, reach))
     low, high = start[:-1], start[1:]
     found: list[np.ndarray] = []
     while len(low):
         half = (high - low) / 2
-        x = (low + half)[:, None] + half[:, None] * _PAIR_NODES
+        x = (low + half)[:, None] + half[:, None] * _PAIR_PROBES
         values = np.nan_to_num(function(x.ravel()).reshape(x.shape))
-        tail = np.abs(values @ _PAIR_TAIL).max(axis=-1)
-        bad = (tail > _PAIR_ROUGH * np.abs(values).max()) & (half > 1e-4 * reach)
+        tail = np.abs(values @ _PAIR_UNRESOLVED).max(axis=-1)
+        bad = (tail > _PAIR_ROUGH * np.abs(values).max()) & (half > 1e-7 * reach)
         low, high, middle = low[bad], high[bad], (low + half)[bad]
         found.append(middle)
         if sum(map(len, found)) > _MOST_EDGES:
@@ -316,7 +335,7 @@ def unresolved_edges(
     return np.sort(np.concatenate(found)) if found else np.zeros(0)
 
 
-def _near(points: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:
+def _near(points: np.ndarray, centres: np.ndarray, reach: np.ndarray | float) -> np.ndarray:
     """Of the rising points those within reach of each centre; further ones fill shorter rows."""
     if not len(points):
         return np.zeros((len(centres), 0))
@@ -325,38 +344,26 @@ def _near(points: np.ndarray, centres: np.ndarray, reach: float) -> np.ndarray:
     return points[np.minimum(first[:, None] + np.arange(count), len(points) - 1)]
 
 
-def _apart(points: np.ndarray, distance: float) -> np.ndarray:
-    """The points without those that are closer than this to the one kept before."""
+def _apart(points: np.ndarray, distance: float, *, both_sides: bool) -> np.ndarray:
+    """The points without those that are closer than this to the one kept before; ``both_sides``
+    adds their mirror images."""
     kept: list[float] = []
-    for point in points.tolist():
+    for point in (np.unique(np.abs(points)) if both_sides else points).tolist():
         if not kept or point - kept[-1] >= distance:
             kept.append(point)
-    return np.array(kept)
+    return np.array([-point for point in reversed(kept)] * both_sides + kept)
 
 
-def _pair_panels(
-    centres: list[np.ndarray], width: float, step: float, extra: np.ndarray, *, split: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and Gaussian weights along the last axis, refined around each centre down to width.
-
-    ``split`` puts a panel edge on the centres themselves even where no refinement is needed;
-    ``extra`` are further edges, along its last axis.
-    """
-    width = max(width, _FINEST)
-    offsets = [0.0] if split or width < step / 2 else []
-    while width < step / 2:
-        offsets += [width, -width]
-        width *= 2
-    shape = centres[0].shape
-    base = np.arange(-PAIR_REACH, PAIR_REACH + step / 2, step)
-    refined = [centre[..., None] + np.array(offsets) for centre in centres if offsets]
-    edges = np.concatenate([np.broadcast_to(base, (*shape, len(base))), *refined, extra], axis=-1)
-    edges = np.sort(np.clip(edges, -PAIR_REACH, PAIR_REACH), axis=-1)
+def _pair_panels(edges: np.ndarray, step: float, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and Gaussian weights along the last axis, on panels of a step, split at the edges."""
+    base = np.arange(-reach, reach + step / 2, step)
+    base = np.broadcast_to(base, (*edges.shape[:-1], len(base)))
+    edges = np.sort(np.clip(np.concatenate([base, edges], axis=-1), -reach, reach), axis=-1)
     low, high = edges[..., :-1, None], edges[..., 1:, None]
     half = (high - low) / 2
     nodes = low + half + half * _PAIR_NODES
     weights = half * _PAIR_WEIGHTS * np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
-    return nodes.reshape(*shape, -1), weights.reshape(*shape, -1)
+    return nodes.reshape(*edges.shape[:-1], -1), weights.reshape(*edges.shape[:-1], -1)
 
 
 # ---------------------------------------------------------------- many variables at once
@@ -387,18 +394,23 @@ def hermite_rows(
         The coefficients of f, of shape (rows, degree + 1), and Var f, E f' and E f'², each of shape
         (rows,); to 1e-6 or better.
     """
-    scales = np.sqrt(variances)
-    centres = np.stack([(at - means) / np.maximum(scales, 1e-300) for at in {0.0, *kinks}])
-    near = np.abs(centres).min(axis=0) < PAIR_REACH
+    scales, features = np.sqrt(variances), _features(kinks)
+    low, high = (
+        np.searchsorted(features, means + way * scales) for way in (-PAIR_REACH, PAIR_REACH)
+    )
+    near = low < high
     widest = 1.0 if smooth else float(scales[near].max(initial=1.0))
     own = near if kinks or widest > _SHARED_BELOW else np.zeros_like(near)
     found = np.empty((len(means), degree + 4))
     for rows in (own, ~own):
         if rows.any():
-            at = list(centres[:, rows]) if rows is own else [np.full(1, np.inf)]
-            none = np.zeros((len(at[0]), 0))
-            panels = _pair_panels(at, 1 / widest, _PAIR_STEP, none, split=bool(kinks))
-            found[rows] = _row_moments(integrands, means[rows], scales[rows], degree, *panels)
+            mean, scale = means[rows], scales[rows]
+            edges = np.zeros((1, 0))
+            if rows is own:
+                around = _near(_doubling(features, 1.0, widest), mean, PAIR_REACH * scale)
+                edges = (around - mean[:, None]) / np.maximum(scale, 1e-300)[:, None]
+            panels = _pair_panels(edges, _PAIR_STEP, PAIR_REACH)
+            found[rows] = _row_moments(integrands, mean, scale, degree, *panels)
     return found[:, :-3], *found.T[-3:]
 
 

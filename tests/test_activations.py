@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 from torch import nn
 
 from initlab import ACTIVATIONS, activation, gain, register_activation
@@ -483,3 +484,95 @@ def test_of_many_kinks_those_near_zero_are_found():
     u, own = torch.randn(2, 1_000_000, generator=generator, dtype=torch.float64)
     products = u.floor() * (0.5 * u + 0.75**0.5 * own).floor()
     assert abs(phi.pair_moments(1.0, 0.5).product - products.mean()) < 5 * products.std() / 1000
+
+
+@pytest.mark.parametrize("q", [0.01, 1.0, 30.0, 1e6])
+def test_the_slope_of_a_staircase_counts_its_jumps_without_a_derivative(q):
+    """E φ² = Σ v²·P(v) over the steps v, and its difference quotient; 80 and more jumps weigh."""
+    phi, step = activation(lambda z: torch.round(4 * z) / 4), 1e-4 * q
+
+    def second(q: float) -> float:
+        edges = (np.arange(-52 * math.sqrt(q) - 3, 52 * math.sqrt(q) + 3).round() + 0.5) / 4
+        steps = (edges[1:] + edges[:-1]) / 2
+        return float(np.diff(ndtr(edges / math.sqrt(q))) @ steps**2)
+
+    moments = phi.moments(q)
+    assert moments.second_moment == pytest.approx(second(q), rel=1e-10 if q < 100 else 1e-6)
+    slope = (second(q + step) - second(q - step)) / (2 * step)
+    assert moments.slope == pytest.approx(slope, rel=1e-5)
+
+
+def test_a_wave_shorter_than_any_panel_keeps_its_mean_square():
+    phi = activation(lambda z: torch.sin(20 * z))
+    assert phi.moments(1e8).second_moment == pytest.approx(0.5, rel=1e-9)
+
+
+def test_the_derivative_of_hardsigmoid_has_the_digits_of_a_double():
+    share = math.erf(3 / math.sqrt(2))  # of |z| < 3
+    slope = ACTIVATIONS["hardsigmoid"].moments(1.0).derivative_second_moment
+    assert slope == pytest.approx(share / 36, rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [0.6, 0.75, 1.2])
+def test_a_singular_slope_whose_square_has_a_mean_has_that(power):
+    """E |z|^p = 2^(p/2)·Γ((p + 1)/2)/√π."""
+    exponent = 2 * power - 2
+    mean = 2 ** (exponent / 2) * math.gamma((exponent + 1) / 2) / math.sqrt(math.pi)
+    phi = activation(lambda z: z.sign() * z.abs() ** power)
+    assert phi.moments(1.0).derivative_second_moment == pytest.approx(power**2 * mean, rel=1e-9)
+
+
+def test_pairs_of_a_function_with_thirty_kinks_have_their_closed_form_and_few_nodes():
+    """Σ a_i·sign(z − k_i) at correlation 0 has the product (Σ a_i·(1 − 2Φ(k_i)))²; near 1 its gap
+    is that of independent crossings, ∝ √(1 − c)."""
+    kinks = np.linspace(-3, 3, 30)
+    evaluated = []
+
+    def steps(z: torch.Tensor) -> torch.Tensor:
+        evaluated.append(z.numel())
+        return sum(torch.sign(z - kink) for kink in kinks) / 30 + 0 * z
+
+    phi = activation(steps)
+    assert phi.kinks == pytest.approx(kinks, abs=1e-9)
+    mean = float((1 - 2 * ndtr(kinks)).mean())
+    evaluated.clear()
+    assert phi.pair_moments(1.0, 1.0).product == pytest.approx(mean**2, abs=1e-10)
+    gaps = [phi.pair_moments(1.0, apart).gap for apart in (1e-8, 1e-10)]
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=1e-3)
+    assert max(evaluated) < 2_000_000
+
+
+@pytest.mark.parametrize("apart", [0.6, 1.4])
+def test_the_gap_of_a_short_signal_with_an_offset_does_not_cancel(apart):
+    """sigmoid at q = 1e-6 is 1/2 + z/4 to a relative 1e-6."""
+    gap = ACTIVATIONS["sigmoid"].pair_moments(1e-6, apart).gap
+    assert gap == pytest.approx(apart * 1e-6 / 16, rel=1e-5)
+
+
+def test_pairs_of_an_exponential_reach_as_far_as_they_weigh():
+    phi = activation(torch.exp)
+    assert phi.pair_moments(9.0, 0.5).product == pytest.approx(math.exp(13.5), rel=1e-8)
+
+
+def test_pairs_that_cannot_be_resolved_are_refused_in_words():
+    phi = activation(lambda z: torch.sin(300 * z))
+    with pytest.raises(ValueError, match="varies or grows too fast"):
+        phi.pair_moments(100.0, 0.5)
+
+
+def test_two_equal_signals_have_no_gap_however_steep_the_slope():
+    assert activation(lambda z: z.abs().sqrt()).pair_moments(1.0, 0.0).gap == 0
+
+
+def test_a_step_far_steeper_than_the_panels_is_seen_by_pairs():
+    """erf(sz) with s = 1000, Williams 1997."""
+    own = 2e6 / (1 + 2e6)
+    pair = activation(lambda z: torch.erf(1000 * z)).pair_moments(1.0, 1e-8)
+    gap = 2 / math.pi * (math.asin(own) - math.asin(own * (1 - 1e-8)))
+    assert pair.gap == pytest.approx(gap, rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", [np.tanh, lambda z: z.mul_(2), lambda z: torch.tanh(z.float())])
+def test_what_autograd_or_float64_cannot_follow_is_refused_in_words(spec):
+    with pytest.raises(TypeError, match="not an elementwise function"):
+        gain(spec)

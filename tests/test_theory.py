@@ -102,3 +102,22 @@ def test_a_negative_length_or_unknown_activation_is_refused():
         theory.chi_1("tahn", 1.0, 1.0)
     with pytest.raises(TypeError, match="sigma_w='1' must be a number"):
         theory.chi_1("tanh", 1.0, "1")
+
+
+def test_gradients_of_infinite_mean_square_have_no_critical_spectrum():
+    def root(z):
+        return z.sign() * z.abs() ** 0.3
+
+    with pytest.raises(ValueError, match="infinite gradients"):
+        theory.jacobian_spectrum(root, 5, "gaussian")
+    assert theory.jacobian_spectrum(root, 5, "gaussian", 1.0, 1.0).mean == math.inf
+
+
+def test_what_passes_nothing_in_the_end_has_no_scale_of_angles():
+    scales = theory.depth_scales(lambda z: (z > 0.7) + 0 * z, 1.4, 0.0)
+    assert (scales.xi_q, scales.xi_c) == (0.0, None)
+
+
+def test_a_length_beyond_floats_has_no_correlation():
+    with pytest.raises(ValueError, match="infinite"):
+        theory.correlation_map(lambda z: z.exp(), 0.5, 1e3, 1.0, 0.0)

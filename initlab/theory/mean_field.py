@@ -258,9 +258,7 @@ def edge_of_chaos(activation: ActivationSpec, q: float) -> tuple[float, float]:
     if q <= 0:
         raise ValueError(f"q={q} must be above 0")
     moments = phi.moments(q)
-    if not 0 < moments.derivative_second_moment < math.inf:
-        passes = "no gradient" if moments.derivative_second_moment == 0 else "infinite gradients"
-        raise ValueError(f"activation={phi.name!r} passes {passes} at q={q}: it has no edge")
+    _require_gradient(phi, moments.derivative_second_moment, q)
     bias_var = q - moments.second_moment / moments.derivative_second_moment
     if bias_var < -1e-12 * q:
         raise ValueError(
@@ -269,6 +267,12 @@ def edge_of_chaos(activation: ActivationSpec, q: float) -> tuple[float, float]:
         )
     sigma_b = math.sqrt(bias_var) if bias_var > 1e-13 * q else 0.0
     return 1 / math.sqrt(moments.derivative_second_moment), sigma_b
+
+
+def _require_gradient(phi: Activation, derivative_second_moment: float, q: float) -> None:
+    if not 0 < derivative_second_moment < math.inf:
+        passes = "no gradient" if derivative_second_moment == 0 else "infinite gradients"
+        raise ValueError(f"activation={phi.name!r} passes {passes} at q={q}: it has no edge")
 
 
 def critical_sigma_w(activation: ActivationSpec, sigma_b: float) -> float:
@@ -347,6 +351,8 @@ def correlation_map(
     length = length_map(phi, q, sigma_w, sigma_b)
     if length == 0:
         raise ValueError(f"sigma_w={sigma_w} and sigma_b={sigma_b} pass nothing: no correlation")
+    if math.isinf(length):
+        raise ValueError(f"activation={phi.name!r} at q={q} has an infinite E φ²: no correlation")
     return 1 - sigma_w**2 * phi.pair_moments(q, 1 - c).gap / length
 
 
@@ -379,6 +385,8 @@ def _length_for_angles(phi: Activation, sigma_w: float, sigma_b: float) -> float
         return length
     near_zero = 1e-8  # a kink at 0 goes on bending angles however small q is; else φ is linear
     value = phi.moments(near_zero).second_moment
+    if value == 0:
+        return None
     moved = 0.5 - phi.pair_moments(near_zero, 0.5).gap / value
     return near_zero if abs(moved) > 1e-3 else None
 
@@ -476,10 +484,11 @@ def jacobian_spectrum(
         raise ValueError(f"q={q} must be above 0")
     second, fourth = _slope_moments(phi, float(q))
     if sigma_w is None:
-        if not second > 0:
-            raise ValueError(f"activation={phi.name!r} passes no gradient at q={q}")
+        _require_gradient(phi, second, q)
         sigma_w = 1 / math.sqrt(second)
     finite_number("sigma_w", sigma_w)
+    if math.isinf(second):
+        return JacobianSpectrum(math.inf, math.inf, math.inf)
     chi = sigma_w**2 * second
     mean = chi**depth
     spread = depth * (fourth / second**2 - (0 if weights == "gaussian" else 1)) if second else 0.0
