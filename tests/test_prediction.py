@@ -1,6 +1,7 @@
 """predict(): theory's counterpart of a trace, site by site."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initlab import ACTIVATIONS, ARCHITECTURES, SCHEMES, Experiment, activations, predict
+from initlab import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    SCHEMES,
+    Experiment,
+    activation,
+    activations,
+    predict,
+)
 from initlab.networks import NORMS
 from initlab.prediction.many import pair_gaps, responses
 
@@ -367,6 +376,19 @@ def test_under_cross_entropy_the_gradient_is_relative_to_the_outputs():
     assert predicted["head"].backward.second_moment == 1
     last = SCHEMES["kaiming_normal"].gain_with("tanh") ** 2 / 512 * 10
     assert predicted["act4"].backward.second_moment == pytest.approx(last)
+
+
+@pytest.mark.parametrize("data", ["noise", "digits"])
+@pytest.mark.parametrize(
+    "function", [torch.exp, torch.sinh, lambda z: z.abs().sqrt()], ids=["exp", "sinh", "root"]
+)
+def test_moments_without_end_are_told_in_words(function, data, monkeypatch):
+    monkeypatch.setitem(activations._registry, "steep", replace(activation(function), name="steep"))
+    predicted = Experiment(
+        depth=6, width=32, activation="steep", data=data, batch_size=64
+    ).predict()
+    for site in predicted:
+        assert (site.forward and site.backward) or site.reason
 
 
 def test_dropout_under_weights_of_nonzero_mean_tells_samples_apart_by_its_masks():

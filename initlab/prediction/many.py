@@ -307,8 +307,12 @@ def _table(phi: Activation) -> np.ndarray:
         for q in np.array_split(np.exp(_KNOTS), 54)
     ]
     found, varying, _, slopes = (np.concatenate(each) for each in zip(*rows, strict=True))
-    squares = np.maximum(found[:, 0] ** 2 + varying, 1e-300)
-    shape, decay = _shape(found.T / np.sqrt(squares), np.exp(_KNOTS) * slopes / squares)
-    logs = np.log(np.stack([squares, slopes]).clip(1e-300))
+    with np.errstate(over="ignore"):
+        moments = np.stack([found[:, 0] ** 2 + varying, slopes])
+    # Some are without end: of exp beyond q = 350, and E φ'² of √|z|.
+    squares, slopes = np.nan_to_num(moments, nan=1e300, posinf=1e300).clip(1e-300, 1e300)
+    found = np.nan_to_num(found, posinf=0.0, neginf=0.0)
+    shape, decay = _shape(found.T / np.sqrt(squares), np.exp(_KNOTS) * (slopes / squares))
+    logs = np.log(np.stack([squares, slopes]))
     spline = CubicSpline(_KNOTS, np.concatenate([logs, shape, decay[None]]).T)
     return np.ascontiguousarray(spline.c.swapaxes(1, 2))

@@ -82,6 +82,8 @@ _FEW_PASS = (
 
 _OVERFLOW = "The signal overflows here."
 
+_STEEP = "The gradient overflows here."
+
 _ROUNDING = 3e-6
 """By as much float32 strays, where the weights do not."""
 
@@ -414,7 +416,8 @@ def _row(
     backward = _gradient_stats(gradient, size, ln)
     if not math.isfinite(signal.second_moment):  # φ may square what is still finite
         return _Row(None, backward, None, _OVERFLOW)
-    return _Row(forward, backward, signal.cosine, "" if gradient else silent)
+    silent = "" if backward else _STEEP if gradient else silent
+    return _Row(forward, backward, signal.cosine, silent)
 
 
 def _part(draws: Sequence[Draw], size: int) -> bool:

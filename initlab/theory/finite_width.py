@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,20 +69,28 @@ def relu_length_law(width: int, depth: int) -> LengthLaw:
     [-1.05, 0.63]
     """
     from scipy.special import digamma, polygamma
-    from scipy.stats import binom
 
     n = positive_int("width", width)
     positive_int("depth", depth)
+    layer = _relu_layer(n)
+    return LengthLaw(
+        (depth - 1) * layer.log_mean + float(digamma(n / 2)) + math.log(2 / n),
+        (depth - 1) * layer.log_var + float(polygamma(1, n / 2)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _relu_layer(n: int) -> LengthLaw:
+    """By what one layer of n ReLUs multiplies |a|²: (2/n)·χ²_K."""
+    from scipy.special import digamma, polygamma
+    from scipy.stats import binom
+
     active = range(1, n + 1)
     weight = binom.pmf(active, n, 0.5) / (1 - 0.5**n)
     centre = digamma([k / 2 for k in active])
     mean = float(weight @ centre)
     scatter = float(weight @ polygamma(1, [k / 2 for k in active]))
-    scatter += float(weight @ (centre - mean) ** 2)
-    return LengthLaw(
-        (depth - 1) * (mean + math.log(4 / n)) + float(digamma(n / 2)) + math.log(2 / n),
-        (depth - 1) * scatter + float(polygamma(1, n / 2)),
-    )
+    return LengthLaw(mean + math.log(4 / n), scatter + float(weight @ (centre - mean) ** 2))
 
 
 def inactive_fraction(decorrelation: float, batch_size: int) -> float:
@@ -113,6 +122,17 @@ def inactive_fraction(decorrelation: float, batch_size: int) -> float:
     turn = 3 / tilt if tilt else 0.0
     points = sorted({-turn, 0.0, turn}) if turn < 12 else [0.0]
     return float(quad(density, -12, 12, points=points, limit=200)[0])
+
+
+class Correction(NamedTuple):
+    """What one layer adds to logarithms, over what a log-normal law of its relative variance v
+    would: to their variance, which is log(1 + v), and to their mean, −log(1 + v)/2."""
+
+    mean: float
+    var: float
+
+
+_NONE = Correction(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -169,23 +189,27 @@ class Scatter:
         parts = math.log(max(share, 1e-300)), math.log1p(-share)
         return self.mapped(lambda ln: float(np.logaddexp(parts[0] + ln, parts[1])))[0]
 
-    def widened(self, single: float, pair: float) -> Scatter:
+    def widened(self, single: float, pair: float, of_first_order: Correction = _NONE) -> Scatter:
         """With these relative (co)variances, which a layer adds.
 
         inf where so few units are active that the next draw may have none.
         """
         if single > _MOST_ADDED:
             return replace(self, single=math.inf)
-        fresh = math.log1p(pair)
+        fresh = of_first_order.var * math.log1p(pair)
         below, above = (
             math.sqrt(self.pair * (1 + side * self.skew) ** 2 + fresh) for side in (-1, 1)
         )
         together = ((below + above) / 2) ** 2
         return replace(
             self,
-            single=together + self.single - self.pair + math.log1p(single) - fresh,
+            single=together
+            + self.single
+            - self.pair
+            + of_first_order.var * math.log1p(single)
+            - fresh,
             pair=together,
-            shift=self.shift - fresh / 2,
+            shift=self.shift - of_first_order.mean * math.log1p(pair) / 2,
             skew=(above - below) / (above + below) if together else 0.0,
         )
 
@@ -338,6 +362,16 @@ class Layer:
         """What ``ln`` more of ln q adds to the logarithm of E φ² or E φ'²."""
         at = math.log(self.q)
         return _log_moment(self.phi, of, at + ln) - _log_moment(self.phi, of, at)
+
+    @property
+    def correction(self) -> Correction:
+        """That of few ReLUs, whose law is known: of which a layer has by chance too many or few."""
+        slopes = self.phi.homogeneous
+        plain = not self.rigid and self.keep == 1 and self.image is None
+        if slopes is None or not plain or min(map(abs, slopes)) > 0:
+            return _NONE
+        exact, rough = _relu_layer(self.width), math.log1p(5 / self.width)
+        return Correction(-2 * exact.log_mean / rough, exact.log_var / rough)
 
     @property
     def curvature(self) -> float:
@@ -495,7 +529,8 @@ def activated(scatter: Scatter, layer: Layer) -> Scatter:
     fourth, shared = layer.one[_SQUARE][_SQUARE], layer.shared(scatter)[_SQUARE][_SQUARE]
     kept = 2 * slope**2 * layer.rigid
     fresh = max(shared - 1 - kept * scatter.cosine_square(layer.decorrelation), 0.0) / layer.width
-    after = after.widened(max(fourth / layer.keep - 1 - kept, 0.0) / layer.width, fresh)
+    single = max(fourth / layer.keep - 1 - kept, 0.0) / layer.width
+    after = after.widened(single, fresh, layer.correction)
     # Where E φ² bends, its mean moves with what scatters: the samples' own lengths, and the norm
     # that orthogonal weights keep from scattering as a Gaussian layer's does.
     moved = layer.curvature * (scatter.own / 2 - layer.rigid / layer.width)
@@ -549,6 +584,7 @@ class SlopeScatter:
     held: tuple[float, float] = (0.0, 0.0)
     with_length: tuple[float, float] = (0.0, 0.0)
     image: Image | None = None
+    correction: Correction = _NONE
 
 
 def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
@@ -573,6 +609,7 @@ def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
             (shared[_SQUARE][_SLOPE_SQUARE] - 1 - kept_both * alike) / layer.width,
         ),
         layer.image,
+        layer.correction,
     )
 
 
@@ -586,6 +623,7 @@ def passed_back(gradient: Scatter, slopes: SlopeScatter, rigid: float) -> Scatte
     stepped = gradient.widened(
         max(3 * slopes.single - 1 - 2 * rigid - held, 0.0) / slopes.width,
         max(shared * (1 + 2 * angle) - 1 - 2 * rigid * angle - held_both, 0.0) / slopes.width,
+        slopes.correction,
     )
     fresh = shared * (1 - angle) ** 2 / slopes.width
     return stepped.turned(slopes.turned**2, fresh, min(angle, 1.0), slopes.image)
