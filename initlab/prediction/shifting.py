@@ -27,6 +27,9 @@ _FLAT = 1e-6
 MOST = 4.0
 """A relative variance above which a logarithm has none to speak of."""
 
+_NOTHING = 1e-140
+"""A size that is 0."""
+
 _FEW = 1.5
 """Relative variance of a mean of φ² over units; more of it have relu's if fewer than 4 of them are
 active, so that another draw may have none."""
@@ -169,7 +172,7 @@ class Moved:
     def sizes(self) -> np.ndarray:
         """s."""
         assert self.step.means is not None
-        return np.sqrt(np.maximum(self.step.means**2 + self.step.variances, 1e-280))
+        return np.sqrt(np.maximum(self.step.means**2 + self.step.variances, _NOTHING**2))
 
     @cached_property
     def means(self) -> np.ndarray:
@@ -246,7 +249,7 @@ class Moved:
     @cached_property
     def after(self) -> Scatter:
         """Of the activations' mean square."""
-        squares, pairs = np.maximum(self.units.means[:, SQUARE], 1e-280), self.pairs
+        squares, pairs = np.maximum(self.units.means[:, SQUARE], 1e-140), self.pairs
         one, two = self.spread(self.slopes[:, 1] / squares[:, None])
         own, both = (each[:, 1, 1] for each in self.added)
         single = _grown(one, own / squares**2)
@@ -286,6 +289,7 @@ def next_moved(below: Moved, step: Step, layer: Affine) -> Moved:
     single += scale[:, :, None] * own * scale[:, None, :]
     pair = slopes[pairs.left] @ below.pair @ slopes[pairs.right].swapaxes(1, 2)
     pair += scale[pairs.left][:, :, None] * both * scale[pairs.right][:, None, :]
+    single[above.sizes <= _NOTHING] = 0.0  # of no unit is anything left, in no draw
     squares = below.units.means[:, SQUARE]
     few = own[:, 1, 1] > _FEW * squares**2
     loose = below.loose | few | ~(single[:, 0, 0] < 1)
