@@ -204,7 +204,7 @@ class _LengthTable:
 
 @lru_cache(maxsize=64)
 def _length_table(phi: Activation) -> _LengthTable:
-    exponents = [np.arange(-16, -4, 0.5), np.arange(-4, 4, 1 / 32), np.arange(4, 16.1, 0.5)]
+    exponents = [np.arange(-16, -4, 0.5), np.arange(-4, 4, 1 / 32), np.arange(4, 16.1, 1.0)]
     grid = 10 ** np.concatenate(exponents)
     moments = [phi.moments(q) for q in grid.tolist()]
     return _LengthTable(
