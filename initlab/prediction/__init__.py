@@ -4,6 +4,7 @@
 numbers through the layers, with what ``many`` says of the activation. How far one draw of the
 weights strays from them is in ``scattering`` for weights of mean 0, else, with the gradients, in
 ``shifting`` and ``shifting_back``, with what ``units`` says of the activation.
+``outliers`` follows the longest sample of a batch.
 """
 
 from initlab.prediction.predicting import (
