@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from initlab.prediction.scattering import Draw, weights_share
-from initlab.theory import Scatter
+from initlab.theory import Scatter, diluted
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def outliers(draws: Sequence[Draw], batch_size: int) -> list[Outlier]:
             steeper += draw.at.change("derivative_second_moment", before)
         offset = draw.step.offset**2  # of a constant bias, which all samples have
         varying = draw.step.varying.second_moment
-        length = math.log1p(math.expm1(min(before, 600.0)) * varying / (varying + offset))
+        length = diluted(before, varying / (varying + offset))
         found.append(Outlier(length, after, steeper, slope))
         slope = steeper
     return found[::-1]
@@ -66,8 +66,7 @@ def _lengths(draws: Sequence[Draw], sds: float) -> list[tuple[float, float]]:
         if below is None:
             ln = math.hypot(ln, sds * math.sqrt(kernel.own))
         else:
-            share = weights_share(below.step, draw.step)
-            ln = math.log(share * math.exp(min(rows[-1][1], 600.0)) + 1 - share)
+            ln = diluted(rows[-1][1], min(weights_share(below.step, draw.step), 1.0))
         rows.append((ln, _activated(ln, kernel, draw, sds) if draw.step.phi else 0.0))
         below = draw
     return rows

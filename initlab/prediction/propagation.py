@@ -440,13 +440,13 @@ _SCATTERED = 1 / 3
 def shifted_gradients(
     steps: tuple[Step, ...], layers: tuple[Affine, ...], batch_size: int
 ) -> tuple[list[GradientStep], Gradient | None]:
-    """As ``scattering.backward``, where weights have a mean μ; no head behind an average.
+    """As ``scattering.backward``, of images where weights have a mean μ; no head behind an average.
 
     Wᵀδ has in every unit the mean μ·Σδ over taps and units, and the variance τ²·Σδ²: E δ² passes
     down, and E of two units' product, the same for all of them, at all pairs of positions. Of
     products of one unit at two positions only the units' common part is followed, 1/n of the sum.
-    Under a loss Σδ = Σ(softmax − y) is 0 at the output. None from where a batch's mean of E δ²
-    scatters with the inputs in it by more than ``_SCATTERED``.
+    None from where a batch's mean of E δ² scatters with the inputs in it by more than
+    ``_SCATTERED``.
     """
     rows: list[GradientStep] = []
     batch, square = steps[0].batch, np.ones_like(steps[-1].variances)
@@ -482,8 +482,6 @@ def shifted_gradients(
 
 def _summed(sums: np.ndarray, flow: Flow, shape: tuple[int, ...]) -> np.ndarray:
     """Products of two positions, each a mean over the taps that read it."""
-    if not flow.border:
-        return sums.copy()
     groups, height, width = shape
     ahead = flow.blur(sums.reshape(groups, -1, height, width)).reshape(sums.shape)
     back = flow.blur(ahead.swapaxes(1, 2).reshape(groups, -1, height, width))

@@ -139,7 +139,7 @@ class Draw:
         """What scattered lengths do to ln E φ'²; see ``Layer.response``."""
         if self.step.phi is None or self.kernel is None:
             return 0.0, 0.0
-        return self.at.response("derivative_second_moment", self.kernel, self.kernel.own)
+        return self.at.response(self.kernel, self.kernel.own)
 
 
 @lru_cache(maxsize=8192)

@@ -135,6 +135,17 @@ class Correction(NamedTuple):
 _NONE = Correction(1.0, 1.0)
 
 
+def diluted(ln: float, share: float) -> float:
+    """The logarithm by which a sum grows if this share of it grows by ``ln``.
+
+    >>> diluted(0.5, 1.0), round(diluted(0.5, 0.0), 12)
+    (0.5, 0.0)
+    """
+    if share == 1:
+        return ln
+    return float(np.logaddexp(math.log(max(share, 1e-300)) + ln, math.log1p(-share)))
+
+
 @dataclass(frozen=True)
 class Scatter:
     """How the draws of the weights scatter a second moment, in natural logarithms.
@@ -184,10 +195,7 @@ class Scatter:
 
     def diluted(self, share: float) -> Scatter:
         """Of a sum of which this is but a share, and the rest the same in all draws."""
-        if share == 1:
-            return self
-        parts = math.log(max(share, 1e-300)), math.log1p(-share)
-        return self.mapped(lambda ln: float(np.logaddexp(parts[0] + ln, parts[1])))[0]
+        return self if share == 1 else self.mapped(lambda ln: diluted(ln, share))[0]
 
     def widened(self, single: float, pair: float, of_first_order: Correction = _NONE) -> Scatter:
         """With these relative (co)variances, which a layer adds.
@@ -337,17 +345,17 @@ class Layer:
         """Those moments of two samples, over the correlations that they scatter to."""
         return self.pairs.over_angles(self.decorrelation, scatter.angle)
 
-    def response(self, of: MeanSquare, scatter: Scatter, own: float = 0.0) -> tuple[float, float]:
-        """What scattered lengths do to ln E φ² or ln E φ'²: its change per ln q, and by how much
-        its mean is off that at the mean-field length.
+    def response(self, scatter: Scatter, own: float = 0.0) -> tuple[float, float]:
+        """What scattered lengths do to ln E φ'²: its change per ln q, and by how much its mean is
+        off that at the mean-field length.
 
         Taken between one deviation below and one above, not at a point: over what a deep network
-        scatters, both bend. ``own`` is the variance of ln q between the samples of one draw.
+        scatters, it bends. ``own`` is the variance of ln q between the samples of one draw.
         """
         if self.phi.homogeneous:
-            return (1.0, scatter.shift) if of == "second_moment" else (0.0, 0.0)
-        stray = math.sqrt(scatter.pair) + 1e-3
-        at = math.log(self.q)
+            return 0.0, 0.0
+        stray = math.sqrt(scatter.pair) + _NEARBY
+        of, at = "derivative_second_moment", math.log(self.q)
         moves = (0.0, 0.0), (scatter.shift - stray, own), (scatter.shift + stray, own)
         here, low, high = (_log_mean(self.phi, of, at + move, spread) for move, spread in moves)
         return (high - low) / (2 * stray), (high + low) / 2 - here
@@ -595,7 +603,7 @@ def slope_scatter(signal: Scatter, layer: Layer) -> SlopeScatter | None:
     alike = signal.cosine_square(layer.decorrelation)
     kept = kept_both = 0.0
     if layer.rigid:
-        steeper, _ = layer.response("derivative_second_moment", signal)
+        steeper, _ = layer.response(signal)
         _, longer = layer.mean_square(signal)
         kept, kept_both = 2 * layer.rigid * steeper**2, 2 * layer.rigid * steeper * longer
     return SlopeScatter(
